@@ -1,0 +1,209 @@
+//! A packet of a tuple whose handshake is under way, or whose SYN went up to the proxy.
+//!
+//! The backend is settled by its first answer: a SYN-ACK pins the attempt by compare-and-set on the forward entry,
+//! a repeated SYN may only be sent elsewhere by the same compare-and-set, so one of the two wins. The client's
+//! acknowledgement of the backend's initial sequence number, which nobody off the path can guess, promotes the
+//! flow. Whatever does not belong to the handshake passes up untouched: a spoofed SYN on the tuple of a connection
+//! that the proxy carries must not capture its packets.
+
+use crate::address::Address;
+use crate::decide::{Action, Env, Verdict};
+use crate::established;
+use crate::flow::FlowRef;
+use crate::open;
+use crate::parse::Segment;
+use crate::reason::Reason;
+use crate::tables::{Step, Tables};
+use crate::tcp::{flags, state};
+
+/// How long an entry without a further SYN counts, nanoseconds: Linux repeats a SYN after 1, 2, 4, 8, 16 s, and a
+/// SYN-ACK alike.
+const TIMEOUT: u64 = 40_000_000_000;
+
+/// How far beyond the first byte a segment of the client may lie and still complete the handshake: an initial
+/// window of segments, the first of which was lost (RFC 6928, with jumbo frames or offloading).
+const FIRST_FLIGHT: u32 = 1 << 20;
+
+pub(crate) enum Outcome<'t, A> {
+    Done(Verdict<'t, A>),
+    /// A SYN that deserves a new attempt.
+    Open,
+}
+
+#[inline(always)]
+pub(crate) fn is_expired<A: Address>(env: &Env, entry: FlowRef<'_, A>) -> bool {
+    env.now.wrapping_sub(entry.get().last_seen) as i64 > TIMEOUT as i64
+}
+
+#[inline(always)]
+pub(crate) fn handle<'t, A: Address, T: Tables<A>>(
+    env: &Env,
+    segment: &Segment<A>,
+    tables: &'t T,
+    entry: FlowRef<'t, A>,
+) -> Outcome<'t, A> {
+    if entry.get().is_tombstone() {
+        tables.note(Step::FoundTombstone);
+        if segment.opens() {
+            entry.count(env.now, 0, 0);
+        }
+        return Outcome::Done(Verdict::pass(Reason::TOMBSTONE));
+    }
+    tables.note(Step::FoundHalfOpen);
+    if !entry.get().is_forward() {
+        return Outcome::Done(from_backend(env, segment, tables, entry));
+    }
+    if segment.opens() {
+        return repeated_syn(env, segment, tables, entry);
+    }
+    Outcome::Done(from_client(env, segment, tables, entry))
+}
+
+#[inline(always)]
+fn repeated_syn<'t, A: Address, T: Tables<A>>(
+    env: &Env,
+    segment: &Segment<A>,
+    tables: &'t T,
+    entry: FlowRef<'t, A>,
+) -> Outcome<'t, A> {
+    let flow = entry.get();
+    if segment.seq != flow.isn {
+        return Outcome::Open;
+    }
+    if entry.pin() == 0 && entry.state() & state::CHALLENGED == 0 && open::may_retry(tables, &segment.key, entry) {
+        return Outcome::Open;
+    }
+    let verdict = established::relay(env, segment, tables, entry, Reason::SYN_REPEATED);
+    if let Action::Forward(..) = verdict.action {
+        entry.count(env.now, 0, 0);
+    }
+    Outcome::Done(verdict)
+}
+
+#[inline(always)]
+fn from_client<'t, A: Address, T: Tables<A>>(
+    env: &Env,
+    segment: &Segment<A>,
+    tables: &'t T,
+    entry: FlowRef<'t, A>,
+) -> Verdict<'t, A> {
+    let flow = entry.get();
+    let pin = entry.pin();
+    let offset = segment.seq.wrapping_sub(flow.isn.wrapping_add(1));
+    if segment.has(flags::RST) {
+        // The client's answer to a TIME_WAIT socket's ACK, or its giving up.
+        let to_challenge = entry.state() & state::CHALLENGED != 0 && segment.seq == flow.peer_isn;
+        if to_challenge || offset < FIRST_FLIGHT {
+            return established::relay(env, segment, tables, entry, Reason::HALF_OPEN_RESET);
+        }
+        return Verdict::pass(Reason::NO_FLOW);
+    }
+    if pin != flow.generation || !segment.has(flags::ACK) {
+        return Verdict::pass(Reason::NO_FLOW);
+    }
+    let acknowledged = segment.ack.wrapping_sub(flow.peer_isn.wrapping_add(1));
+    if acknowledged >= FIRST_FLIGHT || offset >= FIRST_FLIGHT {
+        return Verdict::pass(Reason::NO_FLOW);
+    }
+    promote(env, segment, tables, entry)
+}
+
+/// Insert first, then delete: at every moment the flow is in one of the two maps.
+#[inline(always)]
+fn promote<'t, A: Address, T: Tables<A>>(
+    env: &Env,
+    segment: &Segment<A>,
+    tables: &'t T,
+    entry: FlowRef<'t, A>,
+) -> Verdict<'t, A> {
+    // Hand over to TC, drop an expired TTL, before anything changes.
+    let verdict = established::relay(env, segment, tables, entry, Reason::ESTABLISHED);
+    if !matches!(verdict.action, Action::Forward(..)) {
+        return verdict;
+    }
+    let reverse_key = entry.peer_key();
+    let generation = entry.get().generation;
+    let Some(reverse) = tables.half_open(&reverse_key) else { return Verdict::pass(Reason::ABANDONED) };
+    if reverse.get().generation != generation {
+        return Verdict::pass(Reason::ABANDONED);
+    }
+    if tables.insert_established(&reverse_key, reverse) {
+        tables.count_opened(entry.get().backend, env.rung);
+    } else if tables.established(&reverse_key).is_none() {
+        return Verdict::drop(Reason::PROMOTION_FAILED);
+    }
+    // Where another CPU was first, its entry stays.
+    let _ = tables.insert_established(&segment.key, entry);
+    let Some(flow) = tables.established(&segment.key) else { return Verdict::drop(Reason::PROMOTION_FAILED) };
+    tables.remove_half_open(&segment.key);
+    tables.remove_half_open(&reverse_key);
+    let verdict = established::handle(env, segment, tables, flow);
+    match verdict.action {
+        Action::Forward(..) => Verdict { reason: Reason::ESTABLISHED, action: verdict.action },
+        Action::Pass | Action::Drop => verdict,
+    }
+}
+
+#[inline(always)]
+fn from_backend<'t, A: Address, T: Tables<A>>(
+    env: &Env,
+    segment: &Segment<A>,
+    tables: &'t T,
+    reverse: FlowRef<'t, A>,
+) -> Verdict<'t, A> {
+    let generation = reverse.get().generation;
+    let client_key = reverse.peer_key();
+    let Some(forward) = tables.half_open(&client_key) else { return Verdict::pass(Reason::ABANDONED) };
+    if forward.get().generation != generation || forward.get().is_tombstone() {
+        // The stack knows nothing of it and answers with the RST that the backend should get.
+        return Verdict::pass(Reason::ABANDONED);
+    }
+    let flow = forward.get();
+    let answers_syn = segment.has(flags::ACK)
+        && segment.ack.wrapping_sub(flow.isn.wrapping_add(1)) <= flow.syn_payload;
+    if segment.has(flags::RST) {
+        return refused(env, segment, tables, forward, reverse, answers_syn);
+    }
+    if answers_syn && segment.has(flags::SYN) {
+        let verdict = established::relay(env, segment, tables, reverse, Reason::SYN_ACK);
+        if !matches!(verdict.action, Action::Forward(..)) {
+            return verdict;
+        }
+        if !forward.set_pin(0, generation) && forward.pin() != generation {
+            return Verdict::pass(Reason::ABANDONED);
+        }
+        forward.set_peer_isn(segment.seq);
+        reverse.set_isn(segment.seq);
+        reverse.count(env.now, 0, 0);
+        return verdict;
+    }
+    if segment.has(flags::ACK) {
+        let verdict = established::relay(env, segment, tables, reverse, Reason::CHALLENGE);
+        if matches!(verdict.action, Action::Forward(..)) && forward.pin() == 0 {
+            forward.set_peer_isn(segment.ack);
+            forward.update_state(state::CHALLENGED, 0);
+        }
+        return verdict;
+    }
+    Verdict::pass(Reason::NO_FLOW)
+}
+
+/// A backend that answers with RST. While attempts remain the client is not told: its next SYN goes elsewhere.
+#[inline(always)]
+fn refused<'t, A: Address, T: Tables<A>>(
+    env: &Env,
+    segment: &Segment<A>,
+    tables: &'t T,
+    forward: FlowRef<'t, A>,
+    reverse: FlowRef<'t, A>,
+    answers_syn: bool,
+) -> Verdict<'t, A> {
+    let pinned = forward.pin() != 0;
+    if !answers_syn && !pinned {
+        return Verdict::pass(Reason::NO_FLOW);
+    }
+    if !pinned && open::may_retry(tables, &reverse.peer_key(), forward) {
+        return Verdict::drop(Reason::REFUSED_RETRY);
+    }
+    established::relay(env, segment, tables, reverse, Reason::HALF_OPEN_RESET)
+}

@@ -1,0 +1,505 @@
+//! The datapath on the host: frames in a vector, maps in hash maps. For tests, for comparison with the loaded
+//! programs byte by byte, and for `headgate explain`.
+
+use std::cell::UnsafeCell;
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::thread::ThreadId;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::address::Address;
+use crate::checksum;
+use crate::decide::{Action, Env, Output, Rung, Verdict, decide};
+use crate::flow::{Flow, FlowRef, Key};
+use crate::packet::{LinkHeader, Packet, Wire};
+use crate::parse::{Link, Segment, Tags, ethertype, parse, parse_link, skip_extensions};
+use crate::reason::Reason;
+use crate::rewrite::rewrite;
+use crate::tables::{
+    Backend, HALF_OPEN_ENTRIES, NextHop, Opened, Service, ServiceKey, Settings, Tables, Window,
+};
+use crate::work::{Part, Work};
+use crate::{V4, V6, off_path, open, tcp};
+
+/// A frame as XDP sees it: all of it in reach, checksums complete, tags in the frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame(pub Vec<u8>);
+
+impl Packet for Frame {
+    fn len(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    fn stripped_tag(&self) -> Option<(u16, u16)> {
+        None
+    }
+
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        let bytes = self.0.get(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: `bytes` has the size of T, and T is plain data of any alignment.
+        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> Option<()> {
+        let bytes = self.0.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: `bytes` has the size of T, and T is plain data of any alignment.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
+        Some(())
+    }
+
+    fn add_to_l4_checksum(&mut self, offset: usize, addresses: u16, rest: u16, _v6: bool) -> Option<()> {
+        let check = self.read::<u16>(offset)?;
+        self.write(offset, checksum::apply(check, addresses as u32 + rest as u32))
+    }
+
+    fn skip_extensions(&self, l3: usize, next: u8) -> u32 {
+        skip_extensions(self, l3, next)
+    }
+
+    fn find_mss(&self, start: usize, length: usize) -> u32 {
+        tcp::find_mss(self, start, length)
+    }
+
+    fn set_link_header(&mut self, from: Tags, to: &LinkHeader) -> Option<()> {
+        let mut header = Vec::with_capacity(22);
+        header.extend(to.destination);
+        header.extend(to.source);
+        let ethertypes = [to.tags.outer, ethertype::VLAN];
+        for n in 0..to.tags.count as usize {
+            header.extend(ethertypes[n].to_be_bytes());
+            header.extend(to.tags.tci[n].to_be_bytes());
+        }
+        header.extend(to.ethertype.to_be_bytes());
+        let old = 14 + 4 * from.in_frame as usize;
+        if self.0.len() < old {
+            return None;
+        }
+        self.0.splice(..old, header);
+        Some(())
+    }
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Result {
+    /// Why.
+    pub reason: Reason,
+    /// The interface it leaves by, and whether the kernel's neighbour code fills in the MAC addresses.
+    pub sent: Option<(u32, bool)>,
+}
+
+/// Runs the whole datapath on `frame`, which is rewritten if it is forwarded.
+pub fn run<T: Tables<V4> + Tables<V6>>(env: &Env, frame: &mut Frame, tables: &T) -> Result {
+    let link = match parse_link(frame) {
+        Ok(link) => link,
+        Err(reason) => return Result { reason, sent: None },
+    };
+    match link.ethertype {
+        ethertype::IPV4 => run_family::<V4, T>(env, frame, link, tables),
+        ethertype::IPV6 => run_family::<V6, T>(env, frame, link, tables),
+        _ => Result { reason: Reason::NOT_IP, sent: None },
+    }
+}
+
+fn run_family<A: Address, T: Tables<A>>(
+    env: &Env,
+    frame: &mut Frame,
+    link: Link,
+    tables: &T,
+) -> Result {
+    let segment = match parse::<A, _>(frame, link) {
+        Ok(segment) => segment,
+        Err(reason) => return Result { reason, sent: None },
+    };
+    let Verdict { reason, action } = decide(env, &segment, tables);
+    let sent = match action {
+        Action::Forward(flow, output) => {
+            if rewrite(frame, &segment, flow.get(), output).is_none() {
+                return Result { reason: Reason::REWRITE_FAILED, sent: None };
+            }
+            Some(match output {
+                Output::Hop(hop) => (hop.ifindex, false),
+                Output::Neighbour(hop) => (hop.device, true),
+            })
+        }
+        Action::Pass | Action::Drop => None,
+    };
+    Result { reason, sent }
+}
+
+/// An entry of all zeroes.
+pub fn empty_flow<A: Address>() -> Flow<A> {
+    let zero = A::from_words([0; 4]);
+    Flow {
+        out: Key::new(zero, zero, 0, 0),
+        delta_l3: 0,
+        delta_addresses: 0,
+        delta_ports: 0,
+        mss: 0,
+        hop: 0,
+        flags: 0,
+        mac: [0; 6],
+        attempts: 0,
+        tags: Tags::default(),
+        backend: 0,
+        service: 0,
+        generation: 0,
+        state: 0,
+        pin: 0,
+        last_seen: 0,
+        packets: 0,
+        bytes: 0,
+        isn: 0,
+        peer_isn: 0,
+        seq_end: 0,
+        syn_payload: 0,
+    }
+}
+
+/// Flow entries of one map. Those that were taken out stay readable, as they do in the kernel.
+struct Entries<A>(Mutex<EntriesInner<A>>);
+
+struct EntriesInner<A> {
+    live: HashMap<Key<A>, Box<UnsafeCell<Flow<A>>>>,
+    dead: Vec<Box<UnsafeCell<Flow<A>>>>,
+}
+
+impl<A: Address + std::hash::Hash> Entries<A> {
+    fn new() -> Self {
+        Self(Mutex::new(EntriesInner { live: HashMap::new(), dead: Vec::new() }))
+    }
+
+    fn get(&self, key: &Key<A>) -> Option<FlowRef<'_, A>> {
+        let inner = self.0.lock().expect("no panic while locked");
+        let cell = inner.live.get(key)?;
+        // SAFETY: the box lives as long as `self`, in one list or the other, and is only reached by `FlowRef`s.
+        Some(unsafe { FlowRef::new(NonNull::new(cell.get())?) })
+    }
+
+    fn insert(&self, key: &Key<A>, flow: FlowRef<'_, A>, replace: bool, room: usize) -> bool {
+        let mut inner = self.0.lock().expect("no panic while locked");
+        let present = inner.live.contains_key(key);
+        if (present && !replace) || (!present && inner.live.len() >= room) {
+            return false;
+        }
+        if let Some(old) = inner.live.insert(*key, Box::new(UnsafeCell::new(*flow.get()))) {
+            inner.dead.push(old);
+        }
+        true
+    }
+
+    fn remove(&self, key: &Key<A>) {
+        let mut inner = self.0.lock().expect("no panic while locked");
+        if let Some(old) = inner.live.remove(key) {
+            inner.dead.push(old);
+        }
+    }
+
+    fn list(&self) -> Vec<(Key<A>, Flow<A>)> {
+        let inner = self.0.lock().expect("no panic while locked");
+        // SAFETY: read under the lock, in tests that have stopped writing.
+        inner.live.iter().map(|(key, cell)| (*key, unsafe { *cell.get() })).collect()
+    }
+}
+
+// SAFETY: the map is behind a mutex; entries are only changed through `FlowRef`, atomically where it matters.
+unsafe impl<A: Send> Sync for Entries<A> {}
+// SAFETY: as above.
+unsafe impl<A: Send> Send for Entries<A> {}
+
+/// The tables of one family on the host.
+pub struct FamilyTables<A> {
+    established: Entries<A>,
+    half_open: Entries<A>,
+    /// Served addresses.
+    pub services: HashMap<ServiceKey<A>, Service>,
+    /// Next-hop index towards each prefix: address, bits, index.
+    pub routes: Vec<(A, u8, u32)>,
+    live: AtomicU64,
+    work: Rooms<A>,
+}
+
+/// All tables on the host, for both families.
+pub struct HostTables {
+    /// IPv4.
+    pub v4: FamilyTables<V4>,
+    /// IPv6.
+    pub v6: FamilyTables<V6>,
+    /// By cluster.
+    pub windows: Vec<Window>,
+    /// By cluster.
+    pub cursors: Vec<AtomicU32>,
+    /// Backend indices.
+    pub slots: Vec<u32>,
+    /// Index 0 is none.
+    pub backends: Vec<Backend>,
+    /// By backend, xdp and tc.
+    pub opened: Mutex<HashMap<u32, Opened>>,
+    /// Index 0 is none.
+    pub next_hops: Vec<NextHop>,
+    /// See [`Address::to_words`].
+    pub snat_addresses: Vec<[u32; 4]>,
+    /// Network byte order.
+    pub snat_ports: Vec<u16>,
+    /// The settings.
+    pub settings: Settings,
+    clock: AtomicU64,
+    random: AtomicU64,
+}
+
+impl<A: Address + std::hash::Hash> FamilyTables<A> {
+    fn new() -> Self {
+        Self {
+            established: Entries::new(),
+            half_open: Entries::new(),
+            services: HashMap::new(),
+            routes: Vec::new(),
+            live: AtomicU64::new(0),
+            work: Rooms(Mutex::new(HashMap::new())),
+        }
+    }
+
+    /// All established entries.
+    pub fn established_entries(&self) -> Vec<(Key<A>, Flow<A>)> {
+        self.established.list()
+    }
+
+    /// All half-open entries and tombstones.
+    pub fn half_open_entries(&self) -> Vec<(Key<A>, Flow<A>)> {
+        self.half_open.list()
+    }
+
+    /// Takes a half-open entry out, as the kernel's LRU may at any time.
+    pub fn evict_half_open(&self, key: &Key<A>) {
+        self.half_open.remove(key);
+    }
+}
+
+impl Default for HostTables {
+    fn default() -> Self {
+        let none = Backend {
+            address: [0; 4],
+            port: 0,
+            flags: 0,
+            hop: 0,
+            snat_first: 0,
+            snat_count: 0,
+            cluster: 0,
+            zero: 0,
+        };
+        let nowhere = NextHop {
+            ifindex: 0,
+            device: 0,
+            mtu: 0,
+            flags: 0,
+            mac: [0; 6],
+            source_mac: [0; 6],
+            tags: Tags::default(),
+            epoch: 0,
+            confirmed: 0,
+            zero: [0; 2],
+        };
+        Self {
+            v4: FamilyTables::new(),
+            v6: FamilyTables::new(),
+            windows: Vec::new(),
+            cursors: Vec::new(),
+            slots: Vec::new(),
+            backends: vec![none],
+            opened: Mutex::new(HashMap::new()),
+            next_hops: vec![nowhere],
+            snat_addresses: Vec::new(),
+            snat_ports: Vec::new(),
+            settings: Settings { max_flows: 1 << 16, ..Settings::default() },
+            clock: AtomicU64::new(1),
+            random: AtomicU64::new(0),
+        }
+    }
+}
+
+impl HostTables {
+    /// Whatever the next calls of `precise_now` return is later than `now`.
+    pub fn set_clock(&self, now: u64) {
+        self.clock.store(now, Relaxed);
+    }
+}
+
+/// Implements the family's part of the trait over `$self.$family`, and the shared part over `$self`.
+macro_rules! host_tables {
+    ($address:ty, $family:ident) => {
+        impl Tables<$address> for HostTables {
+            fn established(&self, key: &Key<$address>) -> Option<FlowRef<'_, $address>> {
+                self.$family.established.get(key)
+            }
+
+            fn half_open(&self, key: &Key<$address>) -> Option<FlowRef<'_, $address>> {
+                self.$family.half_open.get(key)
+            }
+
+            fn insert_established(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
+                let room = crate::tables::flow_entries(self.settings.max_flows) as usize;
+                self.$family.established.insert(key, flow, false, room)
+            }
+
+            fn insert_half_open(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
+                self.$family.half_open.insert(key, flow, false, HALF_OPEN_ENTRIES as usize)
+            }
+
+            fn replace_half_open(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
+                self.$family.half_open.insert(key, flow, true, HALF_OPEN_ENTRIES as usize)
+            }
+
+            fn remove_established(&self, key: &Key<$address>) {
+                self.$family.established.remove(key);
+            }
+
+            fn remove_half_open(&self, key: &Key<$address>) {
+                self.$family.half_open.remove(key);
+            }
+
+            fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {
+                self.$family.services.get(key).copied()
+            }
+
+            fn window(&self, cluster: u32) -> Option<Window> {
+                self.windows.get(cluster as usize).copied()
+            }
+
+            fn cursor(&self, cluster: u32) -> u32 {
+                self.cursors[cluster as usize].load(Relaxed)
+            }
+
+            fn set_cursor(&self, cluster: u32, position: u32) {
+                self.cursors[cluster as usize].store(position, Relaxed);
+            }
+
+            fn slot(&self, index: u32) -> Option<u32> {
+                self.slots.get(index as usize).copied()
+            }
+
+            fn backend(&self, index: u32) -> Option<&Backend> {
+                self.backends.get(index as usize)
+            }
+
+            fn next_hop(&self, index: u32) -> Option<&NextHop> {
+                self.next_hops.get(index as usize)
+            }
+
+            fn route(&self, address: $address) -> Option<u32> {
+                let bits = |address: $address| {
+                    address.to_words().iter().fold(0, |bits, word| bits << 32 | u32::from_be(*word) as u128)
+                };
+                self.$family
+                    .routes
+                    .iter()
+                    .filter(|(prefix, length, _)| {
+                        *length == 0 || (bits(address) ^ bits(*prefix)) >> (128 - *length as u32) == 0
+                    })
+                    .max_by_key(|(_, bits, _)| *bits)
+                    .map(|(_, _, hop)| *hop)
+            }
+
+            fn snat_address(&self, index: u32) -> Option<$address> {
+                self.snat_addresses.get(index as usize).map(|words| <$address>::from_words(*words))
+            }
+
+            fn snat_port(&self, index: u32) -> Option<u16> {
+                self.snat_ports.get(index as usize).copied()
+            }
+
+            fn settings(&self) -> Option<Settings> {
+                Some(self.settings)
+            }
+
+            fn live(&self) -> u64 {
+                self.$family.live.load(Relaxed)
+            }
+
+            fn count_opened(&self, backend: u32, rung: Rung) {
+                self.$family.live.fetch_add(1, Relaxed);
+                let mut opened = self.opened.lock().expect("no panic while locked");
+                let of_backend = opened.entry(backend).or_default();
+                match rung {
+                    Rung::Xdp => of_backend.xdp += 1,
+                    Rung::Tc => of_backend.tc += 1,
+                }
+            }
+
+            fn work(&self) -> Option<&Work<$address>> {
+                Some(self.$family.work.of_this_thread())
+            }
+
+            fn handle_off_path(&self) -> off_path::Code {
+                off_path::handle::<$address, _>(self)
+            }
+
+            fn open(&self) -> off_path::Code {
+                off_path::open::<$address, _>(self)
+            }
+
+            fn choose(&self) -> u32 {
+                open::choose::<$address, _>(self)
+            }
+
+            fn reserve_port(&self) -> u32 {
+                open::reserve_port::<$address, _>(self)
+            }
+
+            fn random(&self) -> u32 {
+                crate::balance::mix(self.random.fetch_add(1, Relaxed)) as u32
+            }
+
+            fn precise_now(&self) -> u64 {
+                self.clock.fetch_add(1, Relaxed)
+            }
+        }
+    };
+}
+
+/// Work rooms, one for each thread that ever needed one.
+struct Rooms<A>(Mutex<HashMap<ThreadId, Box<Work<A>>>>);
+
+impl<A: Address> Rooms<A> {
+    fn of_this_thread(&self) -> &Work<A> {
+        let mut rooms = self.0.lock().expect("no panic while locked");
+        let room: *const Work<A> =
+            &raw const **rooms.entry(std::thread::current().id()).or_insert_with(|| Box::new(empty_work()));
+        // SAFETY: a box that is never taken out of the map lives as long as `self`; only this thread uses it.
+        unsafe { &*room }
+    }
+}
+
+// SAFETY: each room is used by one thread alone.
+unsafe impl<A: Send> Sync for Rooms<A> {}
+
+fn empty_work<A: Address>() -> Work<A> {
+    let zero = A::from_words([0; 4]);
+    let key = Key::new(zero, zero, 0, 0);
+    let link = Link { tags: Tags::default(), ethertype: 0, l3: 0, source: [0; 6] };
+    let segment = Segment {
+        key,
+        link,
+        l4: 0,
+        ttl: 0,
+        fragment: false,
+        flags: 0,
+        header: 0,
+        seq: 0,
+        ack: 0,
+        payload: 0,
+    };
+    Work {
+        segment: Part::new(segment),
+        env: Part::new(Env { rung: Rung::Xdp, ingress: 0, now: 0 }),
+        forward: Part::new(empty_flow()),
+        reverse: Part::new(empty_flow()),
+        reverse_key: Part::new(key),
+        request: Part::new(open::Request::default()),
+        choice: Part::new(open::Choice::default()),
+        chosen: Part::new(empty_flow()),
+    }
+}
+
+host_tables!(V4, v4);
+host_tables!(V6, v6);

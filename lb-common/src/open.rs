@@ -1,0 +1,357 @@
+//! A SYN to a served address that belongs to no flow yet.
+
+use crate::address::Address;
+use crate::balance::{self, policy};
+use crate::decide::{Action, Env, Output, Verdict};
+use crate::established;
+use crate::flow::{FlowRef, Key, MOVED, flags};
+use crate::half_open;
+use crate::parse::{Segment, TCP};
+use crate::reason::Reason;
+use crate::tables::{NextHop, Service, ServiceKey, Step, Tables, backend, hop, service};
+use crate::work::Work;
+
+/// SNAT ports that are tried before the SYN goes up to the proxy. At a table half full, 1 SYN in 65,536 fails.
+///
+/// Counted in 64 bits: the compiler may spill half a stack slot, and the verifier then forgets the count.
+const PORT_PROBES: u64 = 16;
+/// Draws for an attempt that should go to another backend than the one before.
+const DRAWS: u32 = 4;
+
+impl<A: Address> ServiceKey<A> {
+    /// The service that a packet is addressed to.
+    #[inline(always)]
+    pub fn of(key: &Key<A>) -> Self {
+        Self { address: key.destination, port: key.destination_port, protocol: [TCP, 0] }
+    }
+}
+
+/// A segment of no flow that opens none.
+#[inline(always)]
+pub(crate) fn not_opening<'t, A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &'t T) -> Verdict<'t, A> {
+    // The rest of the packet passes up, but without this fragment the stack never has a segment to answer.
+    if segment.fragment && tables.service(&ServiceKey::of(&segment.key)).is_some() {
+        return Verdict::drop(Reason::FRAGMENT);
+    }
+    Verdict::pass(Reason::NO_FLOW)
+}
+
+/// Whether the connection may be tried at another backend.
+#[inline(always)]
+pub(crate) fn may_retry<A: Address, T: Tables<A>>(tables: &T, client_key: &Key<A>, forward: FlowRef<'_, A>) -> bool {
+    match tables.service(&ServiceKey::of(client_key)) {
+        Some(service) => forward.get().attempts < service.attempts,
+        None => false,
+    }
+}
+
+/// What is asked of [`Tables::choose`].
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Request {
+    /// The service that the SYN is addressed to.
+    pub service: Service,
+    /// Attempts made before.
+    pub attempts: u32,
+    /// The backend of the last attempt.
+    pub avoid: u32,
+}
+
+/// What [`Tables::choose`] answers.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Choice {
+    /// Index of the next hop to the backend.
+    pub hop: u32,
+    /// Whether to leave by the kernel's neighbour table.
+    pub by_neighbour: u32,
+    /// Index of the first of the backend's SNAT addresses.
+    pub snat_first: u32,
+    /// How many they are.
+    pub snat_count: u32,
+    /// Round_robin's next position.
+    pub cursor: u32,
+}
+
+/// A choice was made; any other value of [`Tables::choose`] is the number of the reason why not.
+const CHOSEN: u32 = 0xff;
+
+/// Opens a flow, or says why the SYN goes another way.
+#[inline(always)]
+pub(crate) fn handle<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work<A>) -> Verdict<'t, A> {
+    let (segment, env) = (work.segment.get(), work.env.get());
+    // The entry that this SYN replaces.
+    let previous = match tables.half_open(&segment.key) {
+        Some(entry) if !half_open::is_expired(env, entry) => Some(entry),
+        _ => None,
+    };
+    let Some(service) = tables.service(&ServiceKey::of(&segment.key)) else {
+        tables.note(Step::NotServed);
+        return Verdict::pass(Reason::NO_FLOW);
+    };
+    tables.note(Step::Service(service.id, service.cluster));
+    if segment.fragment {
+        return Verdict::drop(Reason::FRAGMENT);
+    }
+    if segment.ttl <= 1 {
+        return Verdict::drop(Reason::TTL_EXPIRED);
+    }
+    if service.flags & service::DRAINING != 0 {
+        return Verdict::pass(Reason::DRAINING);
+    }
+    // A retransmission goes on counting; a SYN with another sequence number is a new connection.
+    let mut request = Request { service, attempts: 0, avoid: 0 };
+    if let Some(entry) = previous
+        && entry.get().isn == segment.seq
+    {
+        request.attempts = entry.get().attempts as u32;
+        request.avoid = entry.get().backend;
+    }
+    *work.request.get_mut() = request;
+    let mut chosen = tables.choose();
+    if chosen == Reason::TO_TC.number() {
+        return Verdict::pass(Reason::TO_TC);
+    }
+    if chosen == CHOSEN {
+        if tables.reserve_port() != 0 {
+            return publish(tables, work, previous);
+        }
+        chosen = Reason::NO_PORT.number();
+    }
+    match previous {
+        // A SYN that was sent on before is not for the proxy: its backend may yet answer.
+        Some(entry) if work.request.get().attempts > 0 => {
+            established::relay(env, segment, tables, entry, Reason::SYN_REPEATED)
+        }
+        _ => pass_up(tables, work, Reason::from_number(chosen)),
+    }
+}
+
+/// What [`Tables::choose`] does: draws a backend, finds the ways to it and back to the client, and prepares the
+/// reverse entry for all that does not depend on the port. Changes nothing that others see.
+#[inline(always)]
+pub fn choose<A: Address, T: Tables<A>>(tables: &T) -> u32 {
+    let Some(work) = tables.work() else { return Reason::TABLE_FULL.number() };
+    match try_choose(tables, work) {
+        Ok(()) => CHOSEN,
+        Err(reason) => reason.number(),
+    }
+}
+
+#[inline(always)]
+fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<(), Reason> {
+    let (segment, env, request) = (work.segment.get(), work.env.get(), work.request.get());
+    let service = &request.service;
+    let Some(settings) = tables.settings() else { return Err(Reason::TABLE_FULL) };
+    if tables.live() >= settings.max_flows as u64 {
+        return Err(Reason::TABLE_FULL);
+    }
+    let Some(window) = tables.window(service.cluster) else { return Err(Reason::NO_BACKEND) };
+    if window.count == 0 {
+        return Err(Reason::NO_BACKEND);
+    }
+    let mut cursor = tables.cursor(service.cluster);
+    let mut index = 0;
+    let mut draws = 0;
+    while draws < DRAWS {
+        let attempt = request.attempts * DRAWS + draws;
+        let random = if service.policy == policy::RANDOM { tables.random() } else { 0 };
+        let position = balance::draw(service.policy, &segment.key, window.count, attempt, cursor, random);
+        if service.policy == policy::ROUND_ROBIN {
+            cursor = balance::advance(position, window.count);
+        }
+        let Some(drawn) = tables.slot(window.first + position) else { return Err(Reason::NO_BACKEND) };
+        tables.note(Step::Backend(window.first + position, drawn));
+        index = drawn;
+        if drawn != request.avoid {
+            break;
+        }
+        draws += 1;
+    }
+    if request.attempts > 0 && index == request.avoid {
+        return Err(Reason::SYN_REPEATED);
+    }
+    let Some(backend) = tables.backend(index) else { return Err(Reason::NO_BACKEND) };
+    if backend.flags & backend::USED == 0 {
+        return Err(Reason::NO_BACKEND);
+    }
+    if backend.flags & backend::PROXY_ONLY != 0 || (backend.flags & backend::V6 != 0) != A::V6 {
+        return Err(Reason::PROXY_BACKEND);
+    }
+    tables.note(Step::HopToBackend(backend.hop));
+    let Some(to_backend) = tables.next_hop(backend.hop) else { return Err(Reason::NO_NEXT_HOP) };
+    let by_neighbour = match established::output(env, to_backend, false) {
+        Ok(Output::Hop(_)) => 0,
+        Ok(Output::Neighbour(_)) => 1,
+        Err(Reason::TO_TC) => return Err(Reason::TO_TC),
+        Err(_) => return Err(Reason::NO_NEXT_HOP),
+    };
+    let Some(hop_to_client) = tables.route(segment.key.source) else { return Err(Reason::NO_ROUTE) };
+    tables.note(Step::HopToClient(hop_to_client));
+    let Some(client) = tables.next_hop(hop_to_client) else { return Err(Reason::NO_ROUTE) };
+    if client.flags & hop::USED == 0 {
+        return Err(Reason::NO_ROUTE);
+    }
+
+    let (reverse, reverse_key) = (work.reverse.get_mut(), work.reverse_key.get_mut());
+    reverse.init(env.now, index, service.id, hop_to_client);
+    reverse.flags = flags::REVERSE | (env.rung as u32) << flags::RUNG_SHIFT;
+    reverse.mss = mss::<A>(to_backend, client);
+    reverse.generation = tables.precise_now();
+    reverse.attempts = request.attempts as u16 + 1;
+    reverse.out = segment.key.reversed();
+    // On-link clients are answered at the MAC address they wrote from, if they came the way the route goes back.
+    if client.flags & hop::ON_LINK != 0
+        && client.ifindex == env.ingress
+        && client.tags.same_vlan(segment.link.tags)
+    {
+        reverse.flags |= flags::LEARNED;
+        reverse.mac = segment.link.source;
+        reverse.tags = segment.link.tags;
+    }
+    reverse_key.source = A::load(&backend.address);
+    reverse_key.source_port = backend.port;
+    reverse_key.protocol = segment.key.protocol;
+    *work.choice.get_mut() = Choice {
+        hop: backend.hop,
+        by_neighbour,
+        snat_first: backend.snat_first,
+        snat_count: backend.snat_count,
+        cursor,
+    };
+    Ok(())
+}
+
+/// The largest segment that fits both ways out, bytes.
+#[inline(always)]
+fn mss<A: Address>(to_backend: &NextHop, to_client: &NextHop) -> u16 {
+    let mtu = if to_backend.mtu < to_client.mtu { to_backend.mtu } else { to_client.mtu };
+    let mss = mtu.saturating_sub(A::MIN_HEADERS as u32);
+    if mss > u16::MAX as u32 { u16::MAX } else { mss as u16 }
+}
+
+/// What [`Tables::reserve_port`] does: publishes the prepared reverse entry under the first free key, which it
+/// leaves in the work room. The first change that a SYN makes.
+#[inline(always)]
+pub fn reserve_port<A: Address, T: Tables<A>>(tables: &T) -> u32 {
+    let Some(settings) = tables.settings() else { return 0 };
+    let Some(work) = tables.work() else { return 0 };
+    let (reverse, reverse_key) = (work.reverse.get_mut(), work.reverse_key.get_mut());
+    let Choice { snat_first, snat_count, .. } = *work.choice.get();
+    let client = &work.segment.get().key;
+    if settings.snat_ports == 0 || snat_count == 0 {
+        return 0;
+    }
+    let ports = (client.source_port as u64) << 32 | (reverse.attempts as u64) << 48;
+    let mut hash = balance::mix(client.source.mixed() ^ ports);
+    let mut probe = 0u64;
+    while probe < PORT_PROBES {
+        let port_index = balance::scale(hash as u32, settings.snat_ports);
+        let address_index = balance::scale((hash >> 32) as u32, snat_count);
+        let Some(port) = tables.snat_port(port_index) else { return 0 };
+        let Some(address) = tables.snat_address(snat_first + address_index) else { return 0 };
+        reverse_key.destination = address;
+        reverse_key.destination_port = port;
+        reverse.set_deltas(reverse_key);
+        if tables.insert_half_open(reverse_key, FlowRef::from_mut(reverse)) {
+            // A promotion inserts among the established before it deletes here: this order misses none.
+            if tables.established(reverse_key).is_none() {
+                tables.note(Step::Port(port, probe as u32));
+                return 1;
+            }
+            tables.remove_half_open(reverse_key);
+        }
+        hash = balance::mix(hash);
+        probe += 1;
+    }
+    0
+}
+
+/// Publishes the forward entry; the reverse one is there already, since it holds the port.
+#[inline(always)]
+fn publish<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
+    work: &'t Work<A>,
+    previous: Option<FlowRef<'t, A>>,
+) -> Verdict<'t, A> {
+    let (segment, env) = (work.segment.get(), work.env.get());
+    let (request, choice) = (work.request.get(), work.choice.get());
+    let (forward, reverse, reverse_key) = (work.forward.get_mut(), work.reverse.get(), work.reverse_key.get());
+    if request.service.policy == policy::ROUND_ROBIN {
+        tables.set_cursor(request.service.cluster, choice.cursor);
+    }
+    forward.init(env.now, reverse.backend, reverse.service, choice.hop);
+    forward.flags = (env.rung as u32) << flags::RUNG_SHIFT;
+    forward.mss = reverse.mss;
+    forward.generation = reverse.generation;
+    forward.attempts = reverse.attempts;
+    forward.out = reverse_key.reversed();
+    forward.set_deltas(&segment.key);
+    forward.isn = segment.seq;
+    forward.seq_end = segment.seq.wrapping_add(1);
+    forward.syn_payload = segment.payload;
+    let entry = FlowRef::from_mut(forward);
+
+    let published = match previous {
+        // Of two copies of this SYN, and of this and the backend's answer, one wins.
+        Some(old) => {
+            let seen = old.pin();
+            let may = seen != MOVED && (seen == 0 || request.attempts == 0);
+            may && old.set_pin(seen, MOVED) && tables.replace_half_open(&segment.key, entry)
+        }
+        None => {
+            tables.insert_half_open(&segment.key, entry) || replace_expired(env, tables, segment, entry)
+        }
+    };
+    if !published {
+        tables.remove_half_open(reverse_key);
+        return Verdict::drop(Reason::SYN_RACED);
+    }
+    forget_ended(tables, segment);
+    let Some(hop) = tables.next_hop(choice.hop) else { return Verdict::drop(Reason::HOP_GONE) };
+    let output = if choice.by_neighbour == 0 { Output::Hop(hop) } else { Output::Neighbour(hop) };
+    let reason = if request.attempts == 0 { Reason::NEW_FLOW } else { Reason::SYN_RETRIED };
+    Verdict { reason, action: Action::Forward(entry, output) }
+}
+
+/// Replaces an entry that is past its time; whether it did.
+#[inline(always)]
+fn replace_expired<A: Address, T: Tables<A>>(
+    env: &Env,
+    tables: &T,
+    segment: &Segment<A>,
+    entry: FlowRef<'_, A>,
+) -> bool {
+    match tables.half_open(&segment.key) {
+        Some(old) => {
+            let seen = old.pin();
+            half_open::is_expired(env, old)
+                && seen != MOVED
+                && old.set_pin(seen, MOVED)
+                && tables.replace_half_open(&segment.key, entry)
+        }
+        None => false,
+    }
+}
+
+/// The forward entry of an ended flow on this tuple goes; the reverse one stays, so that its port can rest.
+#[inline(always)]
+fn forget_ended<A: Address, T: Tables<A>>(tables: &T, segment: &Segment<A>) {
+    if tables.established(&segment.key).is_some() {
+        tables.note(Step::ReplacesEnded);
+        tables.remove_established(&segment.key);
+    }
+}
+
+/// Leaves the SYN to the proxy, and its repetitions too.
+#[inline(always)]
+fn pass_up<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work<A>, reason: Reason) -> Verdict<'t, A> {
+    let (segment, env, forward) = (work.segment.get(), work.env.get(), work.forward.get_mut());
+    forward.init(env.now, 0, 0, 0);
+    forward.flags = flags::TOMBSTONE | (env.rung as u32) << flags::RUNG_SHIFT;
+    forward.out = segment.key;
+    // Without room for it the SYN goes up all the same; only its repetition might not.
+    let _ = tables.replace_half_open(&segment.key, FlowRef::from_mut(forward));
+    forget_ended(tables, segment);
+    Verdict::pass(reason)
+}

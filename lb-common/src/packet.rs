@@ -1,0 +1,66 @@
+//! Access to a frame: in XDP a pair of pointers, in TC an skb, on the host a vector of bytes.
+
+use crate::parse::Tags;
+
+/// Plain data that may be read from and written to a packet at any alignment.
+///
+/// # Safety
+/// Every bit pattern is a value, and there is no padding.
+pub unsafe trait Wire: Copy {}
+
+// SAFETY: integers and arrays of integers.
+unsafe impl Wire for u8 {}
+// SAFETY: as above.
+unsafe impl Wire for u16 {}
+// SAFETY: as above.
+unsafe impl Wire for u32 {}
+// SAFETY: as above.
+unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
+
+/// A frame, from its destination MAC address on.
+///
+/// Offsets are in bytes from there. Reading outside the frame gives `None`, never a fault.
+pub trait Packet {
+    /// Bytes of the whole frame, including what [`Packet::read`] cannot reach (the pages of an skb).
+    fn len(&self) -> u32;
+
+    /// EtherType and tag control information (host order) of a VLAN tag that the device took out of the frame.
+    fn stripped_tag(&self) -> Option<(u16, u16)>;
+
+    /// The `T` at `offset`; `None` where it is not wholly within reach.
+    fn read<T: Wire>(&self, offset: usize) -> Option<T>;
+
+    /// Writes `value` at `offset`; `None` where it is not wholly within reach.
+    #[must_use]
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> Option<()>;
+
+    /// Adds to the sum behind the TCP checksum at `offset`: `addresses` for what changed in the pseudo-header,
+    /// `rest` for what changed in the segment. A checksum that the device will complete (`CHECKSUM_PARTIAL`)
+    /// takes the first alone.
+    #[must_use]
+    fn add_to_l4_checksum(&mut self, offset: usize, addresses: u16, rest: u16, v6: bool) -> Option<()>;
+
+    /// [`crate::parse::skip_extensions`]. In the kernel a function that is verified on its own, so that its paths do not
+    /// multiply with those that follow.
+    fn skip_extensions(&self, l3: usize, next: u8) -> u32;
+
+    /// [`crate::tcp::find_mss`]. In the kernel a function, for the same reason.
+    fn find_mss(&self, start: usize, length: usize) -> u32;
+
+    /// Replaces the Ethernet header and its tags, `from` as parsed, by `to`.
+    #[must_use]
+    fn set_link_header(&mut self, from: Tags, to: &LinkHeader) -> Option<()>;
+}
+
+/// The Ethernet header that a packet leaves with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkHeader {
+    /// Where it goes.
+    pub destination: [u8; 6],
+    /// The egress device's own address.
+    pub source: [u8; 6],
+    /// IEEE 802.1Q tags, outer first.
+    pub tags: Tags,
+    /// The EtherType behind the tags, host order.
+    pub ethertype: u16,
+}

@@ -1,0 +1,341 @@
+//! The maps: their names, keys and values, and the trait through which the datapath reaches them.
+
+use crate::address::Address;
+use crate::decide::Rung;
+use crate::flow::{FlowRef, Key};
+use crate::off_path;
+use crate::work::Work;
+use crate::parse::Tags;
+
+/// Names of the maps, as in the object and in the pins.
+pub mod names {
+    /// Established IPv4 flows: HASH, [`crate::Key`]`<V4>` to [`crate::Flow`]`<V4>`.
+    pub const FLOWS4: &str = "FLOWS4";
+    /// Established IPv6 flows.
+    pub const FLOWS6: &str = "FLOWS6";
+    /// Half-open IPv4 flows and tombstones: LRU_HASH, same types.
+    pub const HALF4: &str = "HALF4";
+    /// Half-open IPv6 flows and tombstones.
+    pub const HALF6: &str = "HALF6";
+    /// Served IPv4 addresses: HASH, [`super::ServiceKey`] to [`super::Service`].
+    pub const SERVICES4: &str = "SERVICES4";
+    /// Served IPv6 addresses.
+    pub const SERVICES6: &str = "SERVICES6";
+    /// Routes towards IPv4 clients: LPM_TRIE, address to a next-hop index (u32).
+    pub const ROUTES4: &str = "ROUTES4";
+    /// Routes towards IPv6 clients.
+    pub const ROUTES6: &str = "ROUTES6";
+    /// Windows into the slots: ARRAY of [`super::Window`] by cluster index.
+    pub const CLUSTERS: &str = "CLUSTERS";
+    /// Next slot of round_robin: PERCPU_ARRAY of u32 by cluster index.
+    pub const CURSORS: &str = "CURSORS";
+    /// Backend indices in the order of choice: ARRAY of u32.
+    pub const SLOTS: &str = "SLOTS";
+    /// ARRAY of [`super::Backend`].
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Flows opened per backend: PERCPU_ARRAY of [`super::Opened`].
+    pub const OPENED: &str = "OPENED";
+    /// ARRAY of [`super::NextHop`].
+    pub const NEXT_HOPS: &str = "NEXT_HOPS";
+    /// SNAT addresses: ARRAY of [u32; 4], see [`super::Address::to_words`].
+    pub const SNAT_ADDRESSES: &str = "SNAT_ADDRESSES";
+    /// SNAT ports: ARRAY of u16, network byte order.
+    pub const SNAT_PORTS: &str = "SNAT_PORTS";
+    /// ARRAY of one [`super::Settings`].
+    pub const SETTINGS: &str = "SETTINGS";
+    /// Flows of each family: ARRAY of [`super::Live`], index 0 IPv4, 1 IPv6.
+    pub const LIVE: &str = "LIVE";
+    /// PERCPU_ARRAY of u64: [`super::reason_index`].
+    pub const REASONS: &str = "REASONS";
+    /// Devices that XDP may redirect to: DEVMAP_HASH by interface index.
+    pub const DEVICES: &str = "DEVICES";
+}
+
+/// Clusters, and windows of the slot table.
+pub const MAX_CLUSTERS: u32 = 1024;
+/// Entries of the slot table, shared by all clusters and their windows.
+pub const MAX_SLOTS: u32 = 1 << 20;
+/// Backends. Index 0 means none.
+pub const MAX_BACKENDS: u32 = 1 << 14;
+/// Next hops. Index 0 means none.
+pub const MAX_NEXT_HOPS: u32 = 1 << 15;
+/// Routes of each family.
+pub const MAX_ROUTES: u32 = 1 << 15;
+/// Served address and port pairs of each family.
+pub const MAX_SERVICES: u32 = 1 << 12;
+/// SNAT addresses of both families together.
+pub const MAX_SNAT_ADDRESSES: u32 = 1 << 12;
+/// SNAT ports.
+pub const MAX_SNAT_PORTS: u32 = 1 << 16;
+/// Entries for half-open flows (two each) and tombstones, of each family.
+pub const HALF_OPEN_ENTRIES: u32 = 1 << 17;
+
+/// Entries that a flow map needs for `max_flows` flows: two each, and for every half-open flow that could still be
+/// promoted, so that a promotion always finds room.
+pub const fn flow_entries(max_flows: u32) -> u32 {
+    max_flows * 2 + HALF_OPEN_ENTRIES
+}
+
+/// A served address: where clients connect to. IPv4: 8 bytes, IPv6: 20.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ServiceKey<A> {
+    /// The VIP.
+    pub address: A,
+    /// Network byte order.
+    pub port: u16,
+    /// IP protocol number, then zero.
+    pub protocol: [u8; 2],
+}
+
+/// What is served at an address.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// Names the listener to the agent.
+    pub id: u32,
+    /// Index into the clusters.
+    pub cluster: u32,
+    /// See [`crate::balance::policy`].
+    pub policy: u32,
+    /// Backends tried for one connection, at least 1.
+    pub attempts: u16,
+    /// See [`service`].
+    pub flags: u16,
+}
+
+/// Bits of [`Service::flags`].
+pub mod service {
+    /// No new flows; SYNs go up.
+    pub const DRAINING: u16 = 1;
+}
+
+/// The part of the slot table that a cluster draws from, as one 64-bit store.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// Index of the first slot.
+    pub first: u32,
+    /// Number of slots; 0: the cluster has no backend.
+    pub count: u32,
+}
+
+/// An endpoint, 40 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Backend {
+    /// See [`Address::to_words`].
+    pub address: [u32; 4],
+    /// Network byte order.
+    pub port: u16,
+    /// See [`backend`].
+    pub flags: u16,
+    /// Index into the next hops, 0: none known.
+    pub hop: u32,
+    /// Index of the first of its SNAT addresses.
+    pub snat_first: u32,
+    /// How many they are.
+    pub snat_count: u32,
+    /// Index of the cluster.
+    pub cluster: u32,
+    /// Keeps the size a multiple of 8.
+    pub zero: u32,
+}
+
+/// Bits of [`Backend::flags`].
+pub mod backend {
+    /// The entry is in use.
+    pub const USED: u16 = 1;
+    /// An IPv6 address.
+    pub const V6: u16 = 1 << 1;
+    /// Only the proxy can reach it.
+    pub const PROXY_ONLY: u16 = 1 << 2;
+}
+
+/// Flows opened to a backend, by the rung that carried the SYN.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// By XDP.
+    pub xdp: u64,
+    /// By TC.
+    pub tc: u64,
+}
+
+/// How a packet leaves: a device and the addresses of the Ethernet header. 56 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NextHop {
+    /// The device to transmit on; under a VLAN device, the one that carries its tags.
+    pub ifindex: u32,
+    /// The device as routing sees it, for `bpf_redirect_neigh`.
+    pub device: u32,
+    /// Bytes of an IP packet at the most.
+    pub mtu: u32,
+    /// See [`hop`].
+    pub flags: u32,
+    /// The neighbour's MAC address.
+    pub mac: [u8; 6],
+    /// The device's MAC address.
+    pub source_mac: [u8; 6],
+    /// Tags to leave with.
+    pub tags: Tags,
+    /// Moves on a change of MAC address or validity.
+    pub epoch: u32,
+    /// When the agent last vouched for it, nanoseconds of `CLOCK_MONOTONIC`.
+    pub confirmed: u64,
+    /// Keeps the size a multiple of 8.
+    pub zero: [u32; 2],
+}
+
+/// Bits of [`NextHop::flags`].
+pub mod hop {
+    /// There is such a route.
+    pub const USED: u32 = 1;
+    /// `mac` is that of a neighbour that answers.
+    pub const RESOLVED: u32 = 1 << 1;
+    /// The destination itself is the neighbour: each has its own MAC address, learned from its SYN.
+    pub const ON_LINK: u32 = 1 << 2;
+    /// XDP may redirect to the device.
+    pub const XDP: u32 = 1 << 3;
+}
+
+/// How long a next hop is used without the agent's word, nanoseconds.
+pub const HOP_CONFIRMATION: u64 = 10_000_000_000;
+
+impl NextHop {
+    /// Whether the agent still vouches for it.
+    #[inline(always)]
+    pub fn is_confirmed(&self, now: u64) -> bool {
+        now.wrapping_sub(self.confirmed) < HOP_CONFIRMATION
+    }
+}
+
+/// What the agent may change while packets flow.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Flows of each family beyond which SYNs go up to the proxy.
+    pub max_flows: u32,
+    /// How many of the SNAT ports are in use.
+    pub snat_ports: u32,
+}
+
+/// Flows in the established map: `opened - closed`. Two counters, so that each has one kind of writer.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Live {
+    /// Promotions so far, counted by the programs.
+    pub opened: u64,
+    /// Flows taken out so far, counted by the agent.
+    pub closed: u64,
+}
+
+/// Slot of a reason's counter on a rung.
+#[inline(always)]
+pub const fn reason_index(rung: Rung, reason: crate::Reason) -> u32 {
+    rung as u32 * crate::reason::REASONS as u32 + reason.number()
+}
+
+/// Slots of the reason counters: XDP's, then TC's.
+pub const REASON_SLOTS: u32 = 2 * crate::reason::REASONS as u32;
+
+/// What the datapath tells of its way through the tables; for `headgate explain`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// An entry among the established flows.
+    FoundEstablished,
+    /// An entry of an ended flow, which a new SYN replaces.
+    ReplacesEnded,
+    /// An entry among the half-open flows.
+    FoundHalfOpen,
+    /// A tombstone.
+    FoundTombstone,
+    /// No entry.
+    FoundNothing,
+    /// The address is served: service id and cluster.
+    Service(u32, u32),
+    /// The address is not served.
+    NotServed,
+    /// Slot and backend that the policy drew.
+    Backend(u32, u32),
+    /// Next hop to the backend.
+    HopToBackend(u32),
+    /// Next hop to the client.
+    HopToClient(u32),
+    /// An SNAT port was taken (network byte order), after so many tries.
+    Port(u16, u32),
+}
+
+/// The maps of one address family.
+///
+/// On the host and in the kernel alike, an entry that was looked up stays readable for the rest of the packet.
+pub trait Tables<A: Address> {
+    /// Entry of an established flow.
+    fn established(&self, key: &Key<A>) -> Option<FlowRef<'_, A>>;
+    /// Entry of a half-open flow, or a tombstone.
+    fn half_open(&self, key: &Key<A>) -> Option<FlowRef<'_, A>>;
+    /// Publishes a copy unless the key is taken; whether it did.
+    #[must_use]
+    fn insert_established(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool;
+    /// Publishes a copy unless the key is taken; whether it did.
+    #[must_use]
+    fn insert_half_open(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool;
+    /// Publishes a copy in place of what is there; whether it did.
+    #[must_use]
+    fn replace_half_open(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool;
+    /// Takes an entry out.
+    fn remove_established(&self, key: &Key<A>);
+    /// Takes an entry out.
+    fn remove_half_open(&self, key: &Key<A>);
+
+    /// What is served at an address.
+    fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
+    /// The window of a cluster.
+    fn window(&self, cluster: u32) -> Option<Window>;
+    /// Position of round_robin in a cluster, on this CPU.
+    fn cursor(&self, cluster: u32) -> u32;
+    /// Moves it.
+    fn set_cursor(&self, cluster: u32, position: u32);
+    /// Backend index in a slot.
+    fn slot(&self, index: u32) -> Option<u32>;
+    /// A backend.
+    fn backend(&self, index: u32) -> Option<&Backend>;
+    /// A next hop.
+    fn next_hop(&self, index: u32) -> Option<&NextHop>;
+    /// Index of the next hop towards an address.
+    fn route(&self, address: A) -> Option<u32>;
+    /// An SNAT address.
+    fn snat_address(&self, index: u32) -> Option<A>;
+    /// An SNAT port, network byte order.
+    fn snat_port(&self, index: u32) -> Option<u16>;
+    /// The settings.
+    fn settings(&self) -> Option<Settings>;
+
+    /// Flows of this family.
+    fn live(&self) -> u64;
+    /// Counts a flow that was promoted, and for its backend.
+    fn count_opened(&self, backend: u32, rung: Rung);
+    /// Room to work on one packet; always the same while it is worked on.
+    fn work(&self) -> Option<&Work<A>>;
+
+    /// [`crate::off_path::handle`]: handles the packet in [`Tables::work`]. In the kernel a function that is verified on its own, so
+    /// that its paths do not multiply with those that lead to it; pointers do not pass, hence the work room.
+    fn handle_off_path(&self) -> off_path::Code;
+    /// [`crate::off_path::open`]: goes on where that one leaves a SYN.
+    fn open(&self) -> off_path::Code;
+    /// [`crate::open::choose`]. For the same reason a function.
+    fn choose(&self) -> u32;
+    /// [`crate::open::reserve_port`]: reserves a port for the flow in [`Tables::work`]; 1 if there was one. For the same reason a function.
+    fn reserve_port(&self) -> u32;
+    /// A random number.
+    fn random(&self) -> u32;
+    /// Nanoseconds of `CLOCK_MONOTONIC`, different at each call on a CPU.
+    fn precise_now(&self) -> u64;
+
+    /// Tells what was found.
+    #[inline(always)]
+    fn note(&self, step: Step) {
+        let _ = step;
+    }
+}

@@ -1,0 +1,59 @@
+//! Where in the file the parts of a configuration stand that only the host can check.
+
+use super::datapath::DatapathDraft;
+use super::listener::ListenerDraft;
+
+/// A position in the file: line and column (in characters), both from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub line: u64,
+    pub column: u64,
+}
+
+impl Place {
+    /// The beginning of the file.
+    pub const START: Self = Self { line: 1, column: 1 };
+}
+
+/// The places of what the caller may still find wrong.
+#[derive(Clone, Debug)]
+pub struct Places {
+    interfaces: Vec<(String, Place)>,
+    snat_ports: Option<Place>,
+    listeners: Vec<(String, Place)>,
+}
+
+impl Places {
+    pub(super) fn new(datapath: &DatapathDraft, listeners: &[ListenerDraft]) -> Self {
+        let interfaces = datapath.interfaces.iter().flatten();
+        Self {
+            interfaces: interfaces.map(|name| (name.value.clone(), name.place)).collect(),
+            snat_ports: datapath.snat_ports.as_ref().map(|range| range.place),
+            listeners: listeners
+                .iter()
+                .filter_map(|listener| {
+                    Some((listener.name.as_ref()?.value.clone(), listener.address.as_ref()?.place))
+                })
+                .collect(),
+        }
+    }
+
+    /// Of that name in `datapath.interfaces`.
+    pub fn interface(&self, name: &str) -> Option<Place> {
+        find(&self.interfaces, name)
+    }
+
+    /// Of the value of `datapath.snat_ports`; `None` if it is `auto` or left out.
+    pub fn snat_ports(&self) -> Option<Place> {
+        self.snat_ports
+    }
+
+    /// Of the address of the listener of that name.
+    pub fn listener(&self, name: &str) -> Option<Place> {
+        find(&self.listeners, name)
+    }
+}
+
+fn find(places: &[(String, Place)], name: &str) -> Option<Place> {
+    places.iter().find(|(known, _)| known == name).map(|(_, place)| *place)
+}

@@ -1,0 +1,185 @@
+//! The table of open connections, in the terms of `headgate flows`.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::Shared;
+
+/// An open connection at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxiedFlow {
+    pub client: SocketAddr,
+    /// What the client connected to.
+    pub vip: SocketAddr,
+    /// The proxy's own address towards the backend, and the backend; `None` while half-open.
+    pub upstream: Option<Upstream>,
+    pub state: FlowState,
+    pub age: Duration,
+    /// Since a byte has moved, either way.
+    pub idle: Duration,
+    /// Payload from the client to the backend.
+    pub bytes_in: u64,
+    /// Payload from the backend to the client.
+    pub bytes_out: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    pub snat: SocketAddr,
+    pub backend: SocketAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowState {
+    /// A backend is being connected to.
+    HalfOpen,
+    Established,
+    /// One end has sent its FIN.
+    Closing,
+}
+
+/// What the table keeps of a connection while it is open.
+pub(super) struct Flow {
+    pub(super) client: SocketAddr,
+    pub(super) vip: SocketAddr,
+    pub(super) bytes_in: AtomicU64,
+    pub(super) bytes_out: AtomicU64,
+    started: Instant,
+    upstream: OnceLock<Upstream>,
+    closing: AtomicBool,
+    /// When a byte last moved, in nanoseconds since `started`.
+    moved: AtomicU64,
+}
+
+impl Flow {
+    /// `counter` is one of this flow's two.
+    pub(super) fn add(&self, counter: &AtomicU64, bytes: usize) {
+        counter.fetch_add(bytes as u64, Relaxed);
+        self.moved.store(self.started.elapsed().as_nanos() as u64, Relaxed);
+    }
+
+    /// From now on it is established, and idle for as long as no byte moves.
+    pub(super) fn established(&self, upstream: Upstream) {
+        self.moved.store(self.started.elapsed().as_nanos() as u64, Relaxed);
+        self.upstream.get_or_init(|| upstream);
+    }
+
+    pub(super) fn closing(&self) {
+        self.closing.store(true, Relaxed);
+    }
+
+    pub(super) fn idle(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_nanos(self.moved.load(Relaxed)))
+    }
+
+    fn snapshot(&self) -> ProxiedFlow {
+        let upstream = self.upstream.get().copied();
+        let state = match upstream {
+            None => FlowState::HalfOpen,
+            Some(_) if self.closing.load(Relaxed) => FlowState::Closing,
+            Some(_) => FlowState::Established,
+        };
+        ProxiedFlow {
+            client: self.client,
+            vip: self.vip,
+            upstream,
+            state,
+            age: self.started.elapsed(),
+            idle: self.idle(),
+            bytes_in: self.bytes_in.load(Relaxed),
+            bytes_out: self.bytes_out.load(Relaxed),
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct FlowTable {
+    open: Mutex<Slots>,
+    emptied: Notify,
+}
+
+#[derive(Default)]
+struct Slots {
+    flows: HashMap<u64, Arc<Flow>>,
+    next: u64,
+}
+
+impl FlowTable {
+    /// Enters a connection; it is open until the result is dropped.
+    pub(super) fn open(&self, client: SocketAddr, vip: SocketAddr, shared: &Arc<Shared>) -> OpenFlow {
+        let flow = Arc::new(Flow {
+            client,
+            vip,
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            started: Instant::now(),
+            upstream: OnceLock::new(),
+            closing: AtomicBool::new(false),
+            moved: AtomicU64::new(0),
+        });
+        let mut slots = self.slots();
+        let id = slots.next;
+        slots.next += 1;
+        slots.flows.insert(id, Arc::clone(&flow));
+        OpenFlow { flow, id, shared: Arc::clone(shared) }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.slots().flows.len() as u64
+    }
+
+    pub(super) fn snapshot(&self) -> Vec<ProxiedFlow> {
+        self.slots().flows.values().map(|flow| flow.snapshot()).collect()
+    }
+
+    pub(super) async fn drained(&self) {
+        loop {
+            // Registered as waiting before the look, or a last flow that ends in between would go unnoticed.
+            let mut emptied = std::pin::pin!(self.emptied.notified());
+            emptied.as_mut().enable();
+            if self.len() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    fn close(&self, id: u64) {
+        let mut slots = self.slots();
+        slots.flows.remove(&id);
+        if slots.flows.is_empty() {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.open.lock().expect("no holder panics")
+    }
+}
+
+/// A connection's place in the table.
+pub(super) struct OpenFlow {
+    flow: Arc<Flow>,
+    id: u64,
+    shared: Arc<Shared>,
+}
+
+impl Deref for OpenFlow {
+    type Target = Flow;
+
+    fn deref(&self) -> &Flow {
+        &self.flow
+    }
+}
+
+impl Drop for OpenFlow {
+    fn drop(&mut self) {
+        self.shared.flows.close(self.id);
+    }
+}

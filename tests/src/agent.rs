@@ -1,0 +1,241 @@
+//! The agent under test: the `headgate` binary, run in the balancer's namespace with directories of its own.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::bpf::{BPFFS, ensure_bpffs};
+use crate::cmd::{output, wait_for};
+use crate::netns;
+use crate::rung::{BackendTotals, Rung, Totals};
+use crate::topology::{Family, HTTP, Topology};
+
+/// A running agent. Dropping it kills it, unloads its datapath and removes its directories; a panic prints its
+/// log first.
+#[derive(Debug)]
+pub struct Agent {
+    binary: PathBuf,
+    namespace: String,
+    /// Holds the configuration, the log and the run directory.
+    directory: PathBuf,
+    bpffs: PathBuf,
+    child: Child,
+}
+
+impl Agent {
+    /// Starts `headgate run` with this configuration and waits until `headgate status` answers.
+    pub fn start(topology: &Topology, config: &str) -> Result<Self> {
+        Self::start_with(&headgate()?, topology, config, &[])
+    }
+
+    /// The same with a given binary and more arguments for `run`.
+    pub fn start_with(binary: &Path, topology: &Topology, config: &str, arguments: &[&str]) -> Result<Self> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        ensure_bpffs()?;
+        let name = format!("{}-agent{}", topology.name, COUNTER.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(&name);
+        let bpffs = Path::new(BPFFS).join(&name);
+        fs::create_dir_all(directory.join("run"))?;
+        let file = directory.join("headgate.yaml");
+        fs::write(&file, config)?;
+        let log = File::create(directory.join("log"))?;
+        let mut command = netns::command(topology.lb.name(), binary);
+        command.arg("run").arg("-c").arg(&file).args(arguments);
+        command.arg("--bpffs").arg(&bpffs).arg("--run-dir").arg(directory.join("run"));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", binary.display()))?;
+        let mut agent = Self {
+            binary: binary.to_owned(),
+            namespace: topology.lb.name().to_owned(),
+            directory,
+            bpffs,
+            child,
+        };
+        agent.wait_ready().with_context(|| format!("the agent's log:\n{}", agent.log()))?;
+        Ok(agent)
+    }
+
+    /// `headgate status --json`
+    pub fn status(&self) -> Result<Value> {
+        self.json(&["status"])
+    }
+
+    /// `headgate backends --json`
+    pub fn backends(&self) -> Result<Value> {
+        self.json(&["backends"])
+    }
+
+    /// `headgate flows --json`
+    pub fn flows(&self) -> Result<Vec<Value>> {
+        match self.json(&["flows"])? {
+            Value::Array(flows) => Ok(flows),
+            other => bail!("headgate flows --json: not a list: {other}"),
+        }
+    }
+
+    /// A counter of `status.reasons`; one that is not there yet stands at 0.
+    pub fn reason(&self, name: &str) -> Result<u64> {
+        Ok(self.status()?["reasons"][name].as_u64().unwrap_or(0))
+    }
+
+    /// Connections so far by backend and rung.
+    pub fn totals(&self) -> Result<BackendTotals> {
+        BackendTotals::parse(&self.backends()?)
+    }
+
+    /// Fails unless, since `before`, exactly `count` connections were carried, and all of them by `rung`. Waits a
+    /// little for counters that follow their connection.
+    pub fn require_carried(&self, before: &BackendTotals, rung: Rung, count: u64) -> Result<BackendTotals> {
+        let now = wait_for(&format!("{count} connections in the counters"), Duration::from_secs(3), || {
+            let now = self.totals()?;
+            let carried = now.sum().since(before.sum());
+            ensure!(carried.sum() >= count, "carried so far: {carried:?}");
+            Ok(now)
+        });
+        let now = now.with_context(|| self.reasons_text())?;
+        let carried = now.sum().since(before.sum());
+        let wanted = Totals::only(rung, count);
+        ensure!(carried == wanted, "carried {carried:?} instead of {wanted:?}; {}", self.reasons_text());
+        Ok(now)
+    }
+
+    /// Any command of the binary with this agent's directories; its stdout.
+    pub fn headgate(&self, arguments: &[&str]) -> Result<String> {
+        output(&mut self.command(arguments))
+    }
+
+    /// What [`Agent::headgate`] runs.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = netns::command(&self.namespace, &self.binary);
+        command
+            .args(arguments)
+            .arg("--bpffs")
+            .arg(&self.bpffs)
+            .arg("--run-dir")
+            .arg(self.directory.join("run"));
+        command
+    }
+
+    /// Everything the agent printed.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// Its directory in the BPF file system.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) -> Result<()> {
+        Ok(kill_process(self.pid(), Signal::TERM)?)
+    }
+
+    /// `None` while it runs.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits for its end, which must be exit code 0.
+    pub fn require_exit(&mut self, limit: Duration) -> Result<()> {
+        let status = wait_for("the agent ends", limit, || self.exit_status()?.context("it runs"))?;
+        ensure!(status.success(), "the agent ended with {status}; its log:\n{}", self.log());
+        Ok(())
+    }
+
+    /// Leaves the agent, its datapath and its directories for good, for `demo --keep`; [`remove_left`](crate::topology::remove_left)
+    /// removes what
+    /// its processes leave.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    // nsenter replaces itself by the program, so the child's id is the agent's.
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        wait_for("the agent is ready", Duration::from_secs(15), || {
+            if let Some(status) = self.exit_status()? {
+                // Asking on would only find the socket missing.
+                return Ok(Err(anyhow::anyhow!("it ended with {status}")));
+            }
+            self.status().map(Ok)
+        })?
+        .map(drop)
+    }
+
+    fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.headgate(&[arguments, &["--json"]].concat())?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("headgate {arguments:?} --json: not JSON: {text}"))
+    }
+
+    fn reasons_text(&self) -> String {
+        self.status()
+            .map_or_else(|error| format!("{error:#}"), |status| format!("reasons {}", status["reasons"]))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- log of {} ----\n{}", self.directory.display(), self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Err(error) = self.headgate(&["unload"]) {
+            eprintln!("{error:#}");
+        }
+        let _ = fs::remove_dir_all(&self.bpffs);
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A configuration with a wildcard listener of each family on port 80, spread by round robin over the topology's
+/// backends, and `mode` forced.
+pub fn config(mode: &str, topology: &Topology) -> String {
+    let hosts = |family: Family| {
+        let hosts = (1..=topology.backends.len()).map(|number| format!("\"{}\"", family.backend(number)));
+        hosts.collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        r#"datapath: {{ mode: {mode}, interfaces: auto }}
+listeners:
+  - {{ name: http4, address: "0.0.0.0:{HTTP}", cluster: web4 }}
+  - {{ name: http6, address: "[::]:{HTTP}", cluster: web6 }}
+clusters:
+  - name: web4
+    discovery: {{ type: static, hosts: [{}] }}
+    lb_policy: round_robin
+  - name: web6
+    discovery: {{ type: static, hosts: [{}] }}
+    lb_policy: round_robin
+"#,
+        hosts(Family::V4),
+        hosts(Family::V6),
+    )
+}
+
+/// The binary to test: `$HEADGATE`, or the one that cargo built beside these tests.
+fn headgate() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("HEADGATE") {
+        return Ok(path.into());
+    }
+    // Tests run from target/PROFILE/deps.
+    let own = std::env::current_exe()?;
+    let built = own.ancestors().skip(1).take(2).map(|directory| directory.join("headgate"));
+    let built = built.into_iter().find(|path| path.is_file());
+    built.context("no headgate binary: build it (`cargo build -p lb-userspace`) or name it in $HEADGATE")
+}

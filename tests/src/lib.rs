@@ -1,0 +1,20 @@
+//! The harness for tests with real hosts: network namespaces, web servers, clients, faults on the wire, and the
+//! agent under test in the middle.
+//!
+//! Needs root and Linux 6.18 or any other kernel with veth, HTB and `cls_bpf`; `cargo xtask setup` installs the
+//! programs it runs (iproute2, ethtool, nginx, curl, util-linux). Whatever a test makes is named after its
+//! process and goes when the test ends, also by a panic.
+
+pub mod agent;
+mod bpf;
+pub mod cmd;
+pub mod curl;
+pub mod faults;
+pub mod gateway;
+pub mod http;
+pub mod netns;
+pub mod nginx;
+pub mod payload;
+pub mod rung;
+pub mod scenario;
+pub mod topology;

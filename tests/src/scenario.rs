@@ -1,0 +1,131 @@
+//! A whole installation under test: hosts, nginx on every backend and an agent with one rung forced.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::agent::{Agent, config};
+use crate::curl;
+use crate::http::Outcome;
+use crate::nginx::Nginx;
+use crate::payload::{Payload, sha256_of_file};
+use crate::rung::{BackendTotals, Rung};
+use crate::topology::{Family, Options, Topology};
+
+/// A rung and the hosts that it is tried on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setup {
+    Xdp,
+    /// veth's defaults: super-packets and partial checksums.
+    Tc,
+    /// Checksums finished in software as a NIC would: see [`Options::egress_tx_off`].
+    TcEgressTxOff,
+    Proxy,
+}
+
+impl Setup {
+    pub fn rung(self) -> Rung {
+        match self {
+            Self::Xdp => Rung::Xdp,
+            Self::Tc | Self::TcEgressTxOff => Rung::Tc,
+            Self::Proxy => Rung::Proxy,
+        }
+    }
+
+    pub fn options(self) -> Options {
+        Options {
+            xdp_peers: self == Self::Xdp,
+            egress_tx_off: self == Self::TcEgressTxOff,
+            ..Options::default()
+        }
+    }
+}
+
+/// The parts, in the order in which they must go.
+#[derive(Debug)]
+pub struct Scenario {
+    pub agent: Agent,
+    pub nginx: Vec<Nginx>,
+    pub topology: Topology,
+}
+
+impl Scenario {
+    pub fn start(setup: Setup, payload: Option<&Payload>) -> Result<Self> {
+        Self::start_on(setup, &setup.options(), payload)
+    }
+
+    /// The same on other hosts than the setup's own.
+    pub fn start_on(setup: Setup, options: &Options, payload: Option<&Payload>) -> Result<Self> {
+        let topology = Topology::new(options)?;
+        let nginx = start_nginx(&topology, payload)?;
+        let agent = Agent::start(&topology, &config(setup.rung().name(), &topology))?;
+        let scenario = Self { agent, nginx, topology };
+        scenario.require_attached(setup.rung())?;
+        Ok(scenario)
+    }
+
+    /// Fails unless `status` calls every device of the balancer one of this rung, and exactly the wanted kind of XDP
+    /// is on them: native for xdp, none for the others, generic never.
+    pub fn require_attached(&self, rung: Rung) -> Result<()> {
+        let status = self.agent.status()?;
+        let shown = |device: &String| {
+            let interfaces = status["interfaces"].as_array()?;
+            interfaces.iter().find(|interface| interface["name"] == **device)?["rung"].as_str()
+        };
+        let devices = self.topology.lb_devices();
+        if rung != Rung::Proxy {
+            let elsewhere = devices.iter().find(|device| shown(device) != Some(rung.name()));
+            ensure!(elsewhere.is_none(), "{elsewhere:?} is not on {rung}: {}", status["interfaces"]);
+        }
+        let modes = self.topology.lb_xdp_modes()?;
+        let wanted: BTreeMap<String, u64> = match rung {
+            Rung::Xdp => devices.into_iter().map(|device| (device, 1)).collect(),
+            Rung::Tc | Rung::Proxy => BTreeMap::new(),
+        };
+        ensure!(modes == wanted, "XDP modes (1 = native, 2 = generic) {modes:?} instead of {wanted:?}");
+        Ok(())
+    }
+
+    /// Where the nginx that took this upload has it.
+    pub fn upload(&self, name: &str) -> Result<PathBuf> {
+        let uploads = self.nginx.iter().map(|nginx| nginx.upload(name));
+        uploads.into_iter().find(|path| path.exists()).context("no backend has the uploaded file")
+    }
+
+    /// Downloads and uploads the payload from the client, each on a connection of its own, and compares what
+    /// arrives.
+    pub fn transfer(&self, address: SocketAddr, payload: &Payload) -> Result<()> {
+        curl::download(&self.topology.client, address, payload).context("download")?;
+        curl::upload(&self.topology.client, address, payload, "copy").context("upload")?;
+        let path = self.upload("copy")?;
+        let (bytes, sha256) = sha256_of_file(&path)?;
+        fs::remove_file(path)?;
+        ensure!(bytes == payload.bytes, "{bytes} bytes were uploaded instead of {}", payload.bytes);
+        ensure!(
+            sha256 == payload.sha256,
+            "the upload arrived changed: {sha256} instead of {}",
+            payload.sha256
+        );
+        Ok(())
+    }
+
+    /// Fails unless, since `before`, the counters of each backend say what the clients heard from it.
+    pub fn require_served(&self, family: Family, before: &BackendTotals, outcome: &Outcome) -> Result<()> {
+        let now = self.agent.totals()?;
+        for (nginx, number) in self.nginx.iter().zip(1..) {
+            let heard = outcome.served.get(&nginx.name).copied().unwrap_or(0);
+            let counted = now.of_since(family.backend(number), before).sum();
+            ensure!(heard == counted, "{}: {heard} answers, {counted} connections counted", nginx.name);
+        }
+        Ok(())
+    }
+}
+
+/// nginx on every backend, named `b1` and so on.
+pub fn start_nginx(topology: &Topology, payload: Option<&Payload>) -> Result<Vec<Nginx>> {
+    let backends = topology.backends.iter().zip(1..);
+    backends.map(|(namespace, number)| Nginx::start(namespace, &format!("b{number}"), payload)).collect()
+}

@@ -1,0 +1,290 @@
+//! Installing what is missing: components of the Rust toolchain, system packages, bpf-linker.
+//!
+//! What is there already is left alone, whoever installed it; what is missing comes from the distribution
+//! (as root, Debian and Ubuntu) or, for bpf-linker, from its crate into `target/tools`, so that the clone has
+//! the version it needs and nothing outside of it changes.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::workspace::{Workspace, is_root, on_path, run, show};
+
+/// How much of it a command needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// The toolchain and bpf-linker.
+    Build,
+    /// Also the programs that tests and the demo run.
+    All,
+}
+
+/// Components of the toolchain, and the file below its sysroot that shows each of them. `rust-src` because
+/// the BPF target has no prebuilt `core`.
+const COMPONENTS: [(&str, &str); 3] = [
+    ("rust-src", "lib/rustlib/src/rust/library/core/src/lib.rs"),
+    ("clippy", "bin/cargo-clippy"),
+    ("rustfmt", "bin/cargo-fmt"),
+];
+
+/// Programs that tests and the demo run, and the Debian package of each.
+const PROGRAMS: [(&str, &str); 7] = [
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("sysctl", "procps"),
+    ("ethtool", "ethtool"),
+    ("curl", "curl"),
+    ("nginx", "nginx"),
+];
+
+const LINKER_VERSION: &str = "0.13.0";
+
+/// The major version of the pinned rustc's own LLVM: bpf-linker reads the bitcode it writes.
+const LLVM: &str = "22";
+
+/// bpf-linker's build script looks for LLVM here; Debian's place is the default.
+const LLVM_PREFIX: &str = "LLVM_PREFIX";
+
+/// Installs packages without starting any service they bring (nginx would take port 80). invoke-rc.d and its
+/// relatives ask `policy-rc.d`; one that is there already stays. A shell, since its trap also cleans up when
+/// the terminal interrupts the whole process group.
+const INSTALL: &str = r#"
+policy=/usr/sbin/policy-rc.d
+mark='written by cargo xtask setup'
+if ! [ -e "$policy" ] || grep -q "$mark" "$policy"; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' HUP INT TERM
+    printf '#!/bin/sh\n# %s\nexit 101\n' "$mark" >"$policy"
+    chmod 755 "$policy"
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get install --quiet --quiet --yes --no-install-recommends -o Dpkg::Use-Pty=0 "$@"
+"#;
+
+/// `cargo xtask setup`: installs what is missing and says what is there.
+pub(crate) fn run_command(workspace: &Workspace) -> Result<()> {
+    let components = COMPONENTS.map(|(component, _)| component).join(", ");
+    let programs = PROGRAMS.map(|(program, _)| program).join(", ");
+    ensure(workspace, Scope::All)?;
+    println!("Rust components: {components}");
+    println!("bpf-linker {LINKER_VERSION}: {}", linker(workspace).display());
+    println!("programs for tests and demo: {programs}");
+    println!("everything is there");
+    Ok(())
+}
+
+/// Installs what is missing for `scope`; quick and silent when nothing is.
+pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
+    ensure_components(workspace)?;
+    let linker_missing = !linker_works(workspace);
+    let mut packages = Vec::new();
+    if linker_missing && !has_llvm(&llvm_prefix()) {
+        if env::var_os(LLVM_PREFIX).is_some() {
+            bail!("{LLVM_PREFIX}={} has no lib/libLLVM.so", llvm_prefix().display());
+        }
+        packages.push(format!("llvm-{LLVM}-dev"));
+    }
+    if scope == Scope::All {
+        packages.extend(missing_programs().map(|(_, package)| package.to_owned()));
+    }
+    // Programs of one package are neighbours in the table.
+    packages.dedup();
+    if !packages.is_empty() {
+        install_packages(&packages)?;
+    }
+    if let Some((program, package)) = missing_programs().next().filter(|_| scope == Scope::All) {
+        bail!("{program} is not on PATH although {package} is installed: /usr/sbin belongs on PATH too");
+    }
+    if linker_missing {
+        install_linker(workspace)?;
+    }
+    Ok(())
+}
+
+fn missing_programs() -> impl Iterator<Item = (&'static str, &'static str)> {
+    PROGRAMS.into_iter().filter(|(program, _)| !on_path(program))
+}
+
+fn ensure_components(workspace: &Workspace) -> Result<()> {
+    let sysroot = sysroot(workspace)?;
+    let missing = missing_components(&sysroot);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(", ");
+    println!("setup: adding to the Rust toolchain: {list}");
+    if !on_path("rustup") {
+        bail!(
+            "the Rust toolchain has no {list}, and there is no rustup to add it: install it the way rustc came"
+        );
+    }
+    // rustup's cargo has set RUSTUP_TOOLCHAIN, so this is the pinned toolchain.
+    run(Command::new("rustup").args(["component", "add"]).args(&missing).current_dir(&workspace.root))?;
+    let missing = missing_components(&sysroot);
+    if !missing.is_empty() {
+        bail!(
+            "rustup believes {} to be in {}, but the files are gone: `rustup component remove` it, then try again",
+            missing.join(", "),
+            sysroot.display()
+        );
+    }
+    Ok(())
+}
+
+fn sysroot(workspace: &Workspace) -> Result<PathBuf> {
+    let mut rustc = Command::new("rustc");
+    let output = rustc.args(["--print", "sysroot"]).current_dir(&workspace.root).output();
+    let output = output.context("cannot start rustc")?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", show(&rustc), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+fn missing_components(sysroot: &Path) -> Vec<&'static str> {
+    COMPONENTS.iter().filter(|(_, file)| !sysroot.join(file).exists()).map(|(name, _)| *name).collect()
+}
+
+fn install_packages(packages: &[String]) -> Result<()> {
+    let install = format!("apt-get install --no-install-recommends {}", packages.join(" "));
+    if !on_path("apt-get") {
+        bail!(
+            "missing, by the names of their Debian packages: {}. This is no Debian or Ubuntu: install what these \
+             hold by other means{}",
+            packages.join(", "),
+            llvm_hint(packages)
+        );
+    }
+    if !is_root() {
+        let nginx = if brings_nginx(packages) {
+            "\n(installing nginx by hand also starts it, on port 80: `cargo xtask setup` as root does not)"
+        } else {
+            ""
+        };
+        bail!("missing: {}. Run as root:\n    apt-get update && {install}{nginx}", packages.join(", "));
+    }
+    println!("setup: installing system packages: {}", packages.join(", "));
+    run(Command::new("apt-get").args(["--quiet", "--quiet", "update"]))?;
+    let unknown: Vec<_> = packages.iter().filter(|package| !is_known(package)).cloned().collect();
+    if !unknown.is_empty() {
+        bail!("the package sources of this system have no {}{}", unknown.join(", "), llvm_hint(&unknown));
+    }
+    let status = Command::new("sh").args(["-ec", INSTALL, "setup"]).args(packages).status();
+    let status = status.context("cannot start sh")?;
+    if !status.success() {
+        bail!("`{install}` failed: {status}");
+    }
+    if brings_nginx(packages) {
+        println!("setup: nginx is for the tests only: its service is disabled");
+        run(Command::new("update-rc.d").args(["nginx", "disable"]))?;
+    }
+    Ok(())
+}
+
+fn is_known(package: &str) -> bool {
+    let output = Command::new("apt-cache").args(["policy", package]).output();
+    output.is_ok_and(|output| has_candidate(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// `apt-cache policy` prints nothing for an unknown name and `(none)` for one that is only referred to.
+fn has_candidate(policy: &str) -> bool {
+    policy
+        .lines()
+        .any(|line| line.trim().strip_prefix("Candidate:").is_some_and(|version| version.trim() != "(none)"))
+}
+
+fn brings_nginx(packages: &[String]) -> bool {
+    packages.iter().any(|package| package == "nginx")
+}
+
+fn llvm_hint(packages: &[String]) -> String {
+    if packages.iter().all(|package| !package.starts_with("llvm")) {
+        return String::new();
+    }
+    format!(
+        ". For LLVM {LLVM}, which bpf-linker is linked with, add a package source that has it (Debian 12's security \
+         updates do, and so does the LLVM project's own), or point {LLVM_PREFIX} to an installation that has \
+         lib/libLLVM.so"
+    )
+}
+
+fn llvm_prefix() -> PathBuf {
+    env::var_os(LLVM_PREFIX).map_or_else(|| Path::new("/usr/lib").join(format!("llvm-{LLVM}")), PathBuf::from)
+}
+
+fn has_llvm(prefix: &Path) -> bool {
+    prefix.join("lib/libLLVM.so").exists()
+}
+
+fn linker(workspace: &Workspace) -> PathBuf {
+    workspace.tools().join("bin/bpf-linker")
+}
+
+/// Whether bpf-linker is there, starts (that is, finds its LLVM) and has the right version.
+fn linker_works(workspace: &Workspace) -> bool {
+    let output = Command::new(linker(workspace)).arg("--version").output();
+    output.is_ok_and(|output| {
+        String::from_utf8_lossy(&output.stdout).trim() == format!("bpf-linker {LINKER_VERSION}")
+    })
+}
+
+fn install_linker(workspace: &Workspace) -> Result<()> {
+    let tools = workspace.tools();
+    println!(
+        "setup: building bpf-linker {LINKER_VERSION} with LLVM {LLVM} into {} (a minute or two)",
+        tools.display()
+    );
+    let build = tools.join("build");
+    let mut install = workspace.cargo("install");
+    install
+        .args(["bpf-linker", "--version", LINKER_VERSION, "--locked", "--force", "--quiet"])
+        .args(["--no-default-features", "--features", &format!("llvm-{LLVM}")])
+        .arg("--root")
+        .arg(&tools)
+        .arg("--target-dir")
+        .arg(&build)
+        .env(LLVM_PREFIX, llvm_prefix());
+    run(&mut install)?;
+    if !linker_works(workspace) {
+        bail!("{} does not start: `{0} --version` shows why", linker(workspace).display());
+    }
+    fs::remove_dir_all(&build).with_context(|| format!("{}", build.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn components_are_found_below_the_sysroot() {
+        assert_eq!(missing_components(Path::new("/nonexistent")), ["rust-src", "clippy", "rustfmt"]);
+    }
+
+    #[test]
+    fn candidates_of_packages() {
+        assert!(has_candidate("ethtool:\n  Installed: (none)\n  Candidate: 1:6.1-1\n  Version table:\n"));
+        assert!(!has_candidate("llvm-22-dev:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n"));
+        assert!(!has_candidate(""));
+    }
+
+    #[test]
+    fn only_a_missing_llvm_is_explained() {
+        assert_eq!(llvm_hint(&strings(&["curl", "nginx"])), "");
+        assert!(llvm_hint(&strings(&["curl", "llvm-22-dev"])).contains("LLVM_PREFIX"));
+    }
+
+    #[test]
+    fn the_service_policy_is_valid_shell() {
+        let status = Command::new("sh").args(["-n", "-c", INSTALL]).status().unwrap();
+        assert!(status.success());
+    }
+}

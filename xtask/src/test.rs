@@ -1,0 +1,293 @@
+//! `cargo xtask test`: everything that CI checks, step by step.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    ebpf, manifests,
+    setup::{self, Scope},
+    workspace::{Workspace, is_root, run as run_program, show},
+};
+
+/// The step that makes `target/release/headgate`, which the suites start.
+const BUILD: &str = "build";
+/// The suite that prints what the verifier and the JIT made of each program: its output is always shown.
+const PROGRAMS: &str = "programs";
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Run only the steps with one of these in their name (see --list)
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
+    /// Only the steps that need no root: nothing is loaded into the kernel
+    #[arg(long)]
+    quick: bool,
+    /// Name the steps and run nothing
+    #[arg(long)]
+    list: bool,
+    /// Test on another kernel version
+    #[arg(long, value_name = "VERSION")]
+    kernel: Option<String>,
+    /// Arguments for the test programs, such as a part of a test's name
+    #[arg(last = true, value_name = "TEST ARGS")]
+    args: Vec<String>,
+}
+
+struct Step {
+    name: String,
+    about: String,
+    root: bool,
+    action: Action,
+}
+
+enum Action {
+    Lints,
+    Program(Command),
+}
+
+/// Runs the chosen steps up to the first that fails.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    if let Some(kernel) = &options.kernel {
+        bail!("--kernel {kernel}: not supported yet; the tests run on this machine's kernel");
+    }
+    let steps = chosen(steps(workspace, &options.args)?, options)?;
+    if options.list {
+        for step in &steps {
+            println!("{:<18} {}{}", step.name, step.about, if step.root { " (root)" } else { "" });
+        }
+        return Ok(());
+    }
+    let rooted = steps.iter().filter(|step| step.root).count();
+    if rooted > 0 && !is_root() {
+        bail!(
+            "{rooted} of these {} steps load BPF programs and make network namespaces: run as root, or leave them \
+             out with --quick",
+            steps.len()
+        );
+    }
+    setup::ensure(workspace, if rooted > 0 { Scope::All } else { Scope::Build })?;
+
+    let total = steps.len();
+    let began = Instant::now();
+    for (number, step) in steps.into_iter().enumerate() {
+        println!("\n== {} ({}/{total}): {}", step.name, number + 1, step.about);
+        let step_began = Instant::now();
+        let result = match step.action {
+            Action::Lints => manifests::check_lints(&workspace.root),
+            Action::Program(mut command) => {
+                println!("   {}", show(&command));
+                run_program(&mut command)
+            }
+        };
+        let took = seconds(step_began.elapsed());
+        result.with_context(|| {
+            format!("step {0} failed after {took}; alone: cargo xtask test {0}", step.name)
+        })?;
+        println!("== {}: ok, {took}", step.name);
+    }
+    println!("\nsteps passed: {total}, in {}", seconds(began.elapsed()));
+    Ok(())
+}
+
+/// All steps in their order: what fails fast and cheaply comes first, so that a later failure means what it
+/// says.
+fn steps(workspace: &Workspace, test_args: &[String]) -> Result<Vec<Step>> {
+    let step = |name: &str, about: &str, command: Command| Step {
+        name: name.to_owned(),
+        about: about.to_owned(),
+        root: false,
+        action: Action::Program(command),
+    };
+    let cargo = |words: &[&str]| {
+        let mut cargo = workspace.cargo(words[0]);
+        cargo.args(&words[1..]);
+        cargo
+    };
+    let bpf = |words: &[&str]| {
+        let mut cargo = ebpf::cargo(workspace, words[0]);
+        cargo.args(&words[1..]);
+        cargo
+    };
+
+    let unit = |words: &[&str]| {
+        let packages = ["--package=lb-common", "--package=lb-userspace", "--package=xtask"];
+        let mut cargo = cargo(&["test", "--locked"]);
+        cargo.args(packages).args(words).args(test_args);
+        cargo
+    };
+    // One at a time: the tests share the machine's network and its CPUs.
+    let rooted =
+        |name: &str, about: &str, command: Command| Step { root: true, ..step(name, about, command) };
+
+    let mut steps = vec![
+        step("format", "the code is as rustfmt has it", cargo(&["fmt", "--all", "--check"])),
+        step(
+            "clippy-host",
+            "no warnings in host code",
+            cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny=warnings"]),
+        ),
+        step(
+            "clippy-bpf",
+            "no warnings in the code for the kernel",
+            bpf(&["clippy", "--package=lb-ebpf", "--", "--deny=warnings"]),
+        ),
+        Step {
+            name: "lints".to_owned(),
+            about: "every member inherits the lints of the workspace".to_owned(),
+            root: false,
+            action: Action::Lints,
+        },
+        step(
+            "common-bpf",
+            "lb-common builds for the BPF target without features",
+            bpf(&["build", "--package=lb-common", "--no-default-features"]),
+        ),
+        step(
+            BUILD,
+            "the agent, in release",
+            cargo(&["build", "--locked", "--release", "--package=lb-userspace"]),
+        ),
+        step("unit", "unit and property tests on the host", unit(&["--"])),
+        rooted(
+            "unit-root",
+            "unit tests that need root",
+            unit(&["--lib", "--bins", "--", "--ignored", "--test-threads=1"]),
+        ),
+    ];
+
+    let suite = |words: &[&str]| {
+        let mut cargo = cargo(&["test", "--locked", "--release", "--package=lb-tests"]);
+        cargo.args(words).env("HEADGATE", workspace.release("headgate"));
+        cargo
+    };
+    steps.push(rooted("build-suites", "the tests with programs in the kernel", suite(&["--no-run"])));
+    steps.push(rooted("unit-suites", "unit tests of their harness", suite(&["--lib", "--bins"])));
+    for name in suites(&workspace.root.join("tests/tests"))? {
+        let mut test = suite(&["--test", &name, "--", "--test-threads=1"]);
+        if name == PROGRAMS {
+            test.arg("--nocapture");
+        }
+        test.args(test_args);
+        steps.push(rooted(&name, &format!("tests/tests/{name}"), test));
+    }
+    Ok(steps)
+}
+
+/// The integration tests of `lb-tests`, as cargo finds them: `NAME.rs` or `NAME/main.rs`. The statistics of
+/// the programs come first: nothing else passes when they do not load.
+fn suites(dir: &Path) -> Result<Vec<String>> {
+    let mut suites = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("{}", dir.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists() {
+            suites.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+        }
+    }
+    suites.sort_by_key(|suite| (suite != PROGRAMS, suite.clone()));
+    Ok(suites)
+}
+
+/// What the options leave of the steps. A suite brings the build of the agent with it: it would start an old
+/// one otherwise.
+fn chosen(steps: Vec<Step>, options: &Options) -> Result<Vec<Step>> {
+    let quick = |step: &Step| !(options.quick && step.root);
+    let steps: Vec<_> = steps.into_iter().filter(quick).collect();
+    for filter in &options.filters {
+        if !steps.iter().any(|step| step.name.contains(filter)) {
+            let names = steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>().join(", ");
+            bail!("no step has {filter} in its name; there are {names}");
+        }
+    }
+    let wanted = |step: &Step| {
+        options.filters.is_empty() || options.filters.iter().any(|filter| step.name.contains(filter))
+    };
+    let any_suite = steps.iter().any(|step| step.root && wanted(step));
+    Ok(steps.into_iter().filter(|step| wanted(step) || (any_suite && step.name == BUILD)).collect())
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(filters: &[&str], quick: bool) -> Options {
+        let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+        Options { filters, quick, list: false, kernel: None, args: Vec::new() }
+    }
+
+    fn sample() -> Vec<Step> {
+        let step = |name: &str, root| Step {
+            name: name.to_owned(),
+            about: String::new(),
+            root,
+            action: Action::Lints,
+        };
+        vec![step("format", false), step("build", false), step("programs", true), step("netns", true)]
+    }
+
+    fn names(steps: &[Step]) -> Vec<&str> {
+        steps.iter().map(|step| step.name.as_str()).collect()
+    }
+
+    #[test]
+    fn without_filters_everything_runs() {
+        let steps = chosen(sample(), &options(&[], false)).unwrap();
+        assert_eq!(names(&steps), ["format", "build", "programs", "netns"]);
+    }
+
+    #[test]
+    fn quick_leaves_out_what_needs_root() {
+        let steps = chosen(sample(), &options(&[], true)).unwrap();
+        assert_eq!(names(&steps), ["format", "build"]);
+    }
+
+    #[test]
+    fn a_suite_brings_the_build_with_it() {
+        let steps = chosen(sample(), &options(&["netns"], false)).unwrap();
+        assert_eq!(names(&steps), ["build", "netns"]);
+        let steps = chosen(sample(), &options(&["form"], false)).unwrap();
+        assert_eq!(names(&steps), ["format"]);
+    }
+
+    #[test]
+    fn an_unknown_step_is_refused() {
+        for (filters, quick) in [(["format", "formt"], false), (["format", "netns"], true)] {
+            let error = chosen(sample(), &options(&filters, quick)).err().unwrap().to_string();
+            assert!(
+                error
+                    .starts_with(&format!("no step has {} in its name; there are format, build", filters[1]))
+            );
+        }
+    }
+
+    #[test]
+    fn another_kernel_is_refused() {
+        let options = Options { kernel: Some("6.1".to_owned()), ..options(&[], false) };
+        let error = run(&Workspace::locate().unwrap(), &options).unwrap_err().to_string();
+        assert!(error.contains("6.1") && error.contains("not supported yet"), "{error}");
+    }
+
+    #[test]
+    fn suites_are_the_integration_tests() {
+        let dir = std::env::temp_dir().join(format!("headgate-xtask-suites-{}", std::process::id()));
+        fs::create_dir_all(dir.join("wide")).unwrap();
+        fs::create_dir_all(dir.join("helpers")).unwrap();
+        for file in ["netns.rs", "programs.rs", "wide/main.rs", "helpers/mod.rs", "README.md"] {
+            fs::write(dir.join(file), "").unwrap();
+        }
+        let found = suites(&dir).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(found, ["programs", "netns", "wide"]);
+        assert!(suites(&dir).unwrap_err().to_string().contains("headgate-xtask-suites"));
+    }
+}
