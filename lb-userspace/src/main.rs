@@ -1,1 +1,113 @@
-fn main() {}
+//! The `headgate` binary: reads the command line, does what it says, and tells people what went wrong.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use lb_userspace::agent::admin::{self, Question};
+use lb_userspace::agent::{self, Options, kernel_side};
+use lb_userspace::cli::{Cli, Command, Explain, Maps, Output, Places, Protocol, Run};
+use lb_userspace::datapath::object::Pins;
+use lb_userspace::{config, explain, flows, maps, net, views};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("headgate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<()> {
+    let places = cli.places;
+    let text = match cli.command {
+        Command::Run(run) => return run_agent(run, places),
+        Command::Unload => return unload(&places),
+        Command::Check { file } => {
+            config::load(&file)?;
+            format!("{}: good\n", file.display())
+        }
+        Command::Status(output) => {
+            let status = admin::ask(&places.run_dir, &Question::Status)?;
+            if output.json { pretty(&status)? } else { views::status(&status) }
+        }
+        Command::Backends(output) => {
+            let backends = admin::ask(&places.run_dir, &Question::Backends)?;
+            if output.json { pretty(&backends)? } else { views::backends(&backends) }
+        }
+        Command::Flows { filter, output } => {
+            let rows = admin::ask(&places.run_dir, &Question::Flows { filter })?;
+            if output.json {
+                pretty(&rows)?
+            } else {
+                flows::flows_table(&serde_json::from_value::<Vec<flows::FlowRow>>(rows)?)
+            }
+        }
+        Command::Maps { command } => {
+            let pins = Pins::new(&places.bpffs);
+            match command.unwrap_or(Maps::List(Output { json: false })) {
+                Maps::List(output) => maps::list(&pins, output.json)?,
+                Maps::Dump { name, output } => maps::dump(&pins, &name, output.json)?,
+            }
+        }
+        Command::Explain(arguments) => explain_packet(&arguments, &places)?,
+    };
+    print(&text)
+}
+
+fn run_agent(run: Run, places: Places) -> Result<()> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .format_target(false)
+        .init();
+    let loaded = config::load(&run.config)?;
+    let options = Options {
+        bpffs: places.bpffs,
+        run_dir: places.run_dir,
+        mode: run.datapath.map(Into::into),
+        leave_datapath: run.leave_datapath,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(agent::run(loaded, options));
+    // Connections that are still proxied end with the process.
+    runtime.shutdown_background();
+    result
+}
+
+fn unload(places: &Places) -> Result<()> {
+    if admin::is_served(&places.run_dir) {
+        bail!("an agent is running; stop it first (SIGTERM), it then detaches by itself");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let network = runtime.block_on(net::snapshot()).context("reading the node's network")?;
+    kernel_side::unload(&Pins::new(&places.bpffs), &network)
+}
+
+fn explain_packet(arguments: &Explain, places: &Places) -> Result<String> {
+    if arguments.proto == Protocol::Udp {
+        bail!("Headgate forwards TCP; UDP goes up to the network stack as it comes");
+    }
+    // Names are the agent's; without it, numbers do.
+    let status = admin::ask(&places.run_dir, &Question::Status).ok();
+    let name = |service: u32| {
+        let listener = status.as_ref()?.get("listeners")?.get(service as usize - 1)?;
+        Some(listener.get("name")?.as_str()?.to_owned())
+    };
+    let pins = Pins::new(&places.bpffs);
+    explain::explain(&pins, arguments.from, arguments.to, &name, arguments.output.json)
+}
+
+fn pretty(value: &serde_json::Value) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+/// A reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

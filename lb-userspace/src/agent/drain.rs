@@ -1,0 +1,101 @@
+//! The way out: no new flows, then wait for the old ones, then detach.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use lb_common::tcp::is_closing;
+use lb_common::{Address, Flow, Key};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::interval;
+
+use crate::agent::Agent;
+use crate::agent::admin::{self, AdminSocket};
+use crate::datapath::batch;
+use crate::datapath::kernel::{FamilyMaps, Kernel, monotonic_now};
+use crate::net::Watch;
+
+/// How often is looked whether all flows have ended.
+const LOOK: Duration = Duration::from_millis(250);
+/// A handshake younger than this is waited for.
+const HANDSHAKE: u64 = 3_000_000_000;
+
+impl Agent {
+    /// Stops: at once with `--leave-datapath`, else when the flows have ended, at the latest after the longest drain
+    /// timeout. A second signal ends the waiting.
+    pub(super) async fn stop(mut self, watch: &mut Watch, admin: AdminSocket) -> Result<()> {
+        // From here on another agent may take the place.
+        let run_dir = self.options.run_dir.clone();
+        drop(admin);
+        if self.options.leave_datapath && self.kernel.is_some() {
+            log::info!("leaving programs and flows to the next agent");
+            return Ok(());
+        }
+        self.draining = true;
+        self.proxy.stop_listening();
+        if let Some(kernel) = &mut self.kernel {
+            kernel.drain(&self.config, &self.network).await?;
+        }
+        let timeout = self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max().unwrap_or_default();
+        log::info!("draining, for at most {}", humantime::format_duration(timeout));
+        self.wait_for_flows(watch, Instant::now() + timeout).await?;
+        match &self.kernel {
+            Some(_) if admin::is_served(&run_dir) => log::info!("another agent has taken the datapath over"),
+            Some(kernel) => {
+                kernel.unload(&self.network)?;
+                log::info!("detached");
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    async fn wait_for_flows(&mut self, watch: &mut Watch, deadline: Instant) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut look = interval(LOOK);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                changes = watch.changed() => self.follow(changes?).await,
+                _ = look.tick() => {
+                    self.housekeep();
+                    let kernel = match &self.kernel {
+                        Some(kernel) => open_flows(&kernel.kernel)?,
+                        None => 0,
+                    };
+                    let proxied = self.proxy.connections();
+                    if kernel == 0 && proxied == 0 {
+                        return Ok(());
+                    }
+                    if Instant::now() >= deadline {
+                        log::warn!("the drain timeout is over: {kernel} kernel flows and {proxied} proxied connections end now");
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Flows that are established, or in the midst of their handshake.
+fn open_flows(kernel: &Kernel) -> Result<u64> {
+    Ok(open_in(&kernel.v4)? + open_in(&kernel.v6)?)
+}
+
+fn open_in<A: Address + aya::Pod>(maps: &FamilyMaps<A>) -> Result<u64>
+where
+    Key<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+{
+    let mut open = 0;
+    batch::for_each::<Key<A>, Flow<A>>(&maps.flows, |_, flow| {
+        open += (!flow.is_forward() && !is_closing(flow.state)) as u64;
+    })?;
+    let now = monotonic_now();
+    batch::for_each::<Key<A>, Flow<A>>(&maps.half_open, |_, flow| {
+        let young = now.saturating_sub(flow.last_seen) < HANDSHAKE;
+        open += (flow.is_forward() && !flow.is_tombstone() && young) as u64;
+    })?;
+    Ok(open)
+}

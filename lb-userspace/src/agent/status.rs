@@ -1,0 +1,175 @@
+//! The agent's view of itself, as the JSON of `status`, `backends` and `flows`.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use lb_common::tables::{HALF_OPEN_ENTRIES, flow_entries};
+use lb_common::{Flow, Key, Rung, V4, V6};
+use serde_json::{Map, Value, json};
+
+use crate::agent::Agent;
+use crate::agent::admin::Question;
+use crate::agent::kernel_side::rung_name;
+use crate::datapath::batch;
+use crate::datapath::kernel::monotonic_now;
+use crate::desired::served_addresses;
+use crate::flows::{FlowFilter, FlowRow, pair_flows, proxied_rows};
+
+/// Kernel bytes that an entry of a pre-allocated hash map takes beside key and value (`struct htab_elem`).
+const ENTRY_OVERHEAD: u64 = 48;
+
+impl Agent {
+    pub(super) fn answer(&self, question: Question) -> Result<Value> {
+        match question {
+            Question::Status => self.status(),
+            Question::Backends => self.backends(),
+            Question::Flows { filter } => Ok(serde_json::to_value(self.flows(&filter)?)?),
+        }
+    }
+
+    fn status(&self) -> Result<Value> {
+        let interfaces: Vec<Value> = match &self.kernel {
+            Some(kernel) => kernel
+                .interfaces
+                .iter()
+                .map(|interface| {
+                    json!({
+                        "name": interface.name,
+                        "rung": rung_name(interface.rung),
+                        "why": interface.why,
+                    })
+                })
+                .collect(),
+            None => Vec::new(),
+        };
+        let rung = self.fastest_rung();
+        let listeners: Vec<Value> = self
+            .config
+            .listeners
+            .iter()
+            .map(|listener| {
+                let addresses: Vec<String> = served_addresses(&self.network, listener.address)
+                    .iter()
+                    .filter(|address| self.network.is_local(**address))
+                    .map(IpAddr::to_string)
+                    .collect();
+                json!({
+                    "name": listener.name,
+                    "address": listener.address,
+                    "cluster": listener.cluster,
+                    "rung": rung_name(rung),
+                    "serves": addresses,
+                })
+            })
+            .collect();
+        let clusters: Vec<Value> = self
+            .config
+            .clusters
+            .iter()
+            .map(|cluster| {
+                json!({
+                    "name": cluster.name,
+                    "endpoints": cluster.endpoints.len(),
+                    "healthy": cluster.endpoints.len(),
+                })
+            })
+            .collect();
+        let mut reasons = Map::new();
+        for (name, count) in self.proxy.counts().iter().filter(|(_, count)| *count > 0) {
+            reasons.insert(format!("proxy_{name}"), json!(count));
+        }
+        let mut flows = json!({ "proxied": self.proxy.connections() });
+        if let Some(kernel) = &self.kernel {
+            for (reason, count) in kernel.kernel.reasons()? {
+                reasons.insert(reason.name().into(), json!(count));
+            }
+            flows = json!({
+                "proxied": self.proxy.connections(),
+                "kernel_v4": kernel.kernel.live_flows(0),
+                "kernel_v6": kernel.kernel.live_flows(1),
+                "max": kernel.max_flows,
+                "bytes": flow_map_bytes(kernel.max_flows),
+                "snat_ports": kernel.snat_ports.len(),
+            });
+        }
+        Ok(json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "mode": rung_name(rung),
+            "why": self.no_kernel,
+            "draining": self.draining,
+            "interfaces": interfaces,
+            "listeners": listeners,
+            "clusters": clusters,
+            "flows": flows,
+            "reasons": reasons,
+        }))
+    }
+
+    fn fastest_rung(&self) -> Option<Rung> {
+        let rungs = self.kernel.as_ref()?.interfaces.iter().filter_map(|interface| interface.rung);
+        rungs.min_by_key(|rung| *rung as u32)
+    }
+
+    fn backends(&self) -> Result<Value> {
+        let flows = self.flows(&FlowFilter::default())?;
+        let mut rows = Vec::new();
+        for (index, (cluster, balancer)) in self.config.clusters.iter().zip(&self.balancers).enumerate() {
+            for (endpoint, proxied) in cluster.endpoints.iter().zip(balancer.backends()) {
+                let mut total = json!({ "xdp": 0, "tc": 0, "proxy": proxied.stats.connections() });
+                let mut why = None;
+                if let Some(kernel) = &self.kernel {
+                    if let Some(id) = kernel.backend_index(index as u32, endpoint.address) {
+                        let opened = kernel.kernel.opened(id)?;
+                        total["xdp"] = json!(opened.xdp);
+                        total["tc"] = json!(opened.tc);
+                    }
+                    why = kernel.proxy_only(endpoint.address.ip());
+                }
+                let active = flows.iter().filter(|flow| flow.is_open_to(endpoint.address)).count();
+                let mut row = json!({
+                    "cluster": cluster.name,
+                    "address": endpoint.address,
+                    "state": "healthy",
+                    "weight": endpoint.weight,
+                    "active": active,
+                    "total": total,
+                });
+                if let Some(why) = why {
+                    row["proxy_only"] = json!(why);
+                }
+                rows.push(row);
+            }
+        }
+        Ok(Value::Array(rows))
+    }
+
+    fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowRow>> {
+        let mut rows = Vec::new();
+        if let Some(kernel) = &self.kernel {
+            let now = monotonic_now();
+            let (v4, v6) = (&kernel.kernel.v4, &kernel.kernel.v6);
+            rows.extend(pair_flows::<V4>(entries(&v4.flows)?, entries(&v4.half_open)?, now));
+            rows.extend(pair_flows::<V6>(entries(&v6.flows)?, entries(&v6.half_open)?, now));
+        }
+        rows.extend(proxied_rows(self.proxy.flows()));
+        Ok(filter.apply(rows))
+    }
+}
+
+fn entries<A>(map: &aya::maps::MapData) -> Result<Vec<(Key<A>, Flow<A>)>>
+where
+    Key<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+{
+    let mut entries = Vec::new();
+    batch::for_each(map, |key, flow| entries.push((*key, *flow)))?;
+    Ok(entries)
+}
+
+/// Kernel memory of the flow maps of both families, bytes.
+fn flow_map_bytes(max_flows: u32) -> u64 {
+    let entry4 = (size_of::<Key<V4>>() + size_of::<Flow<V4>>()) as u64 + ENTRY_OVERHEAD;
+    let entry6 = (size_of::<Key<V6>>() + size_of::<Flow<V6>>()) as u64 + ENTRY_OVERHEAD;
+    (entry4 + entry6) * (flow_entries(max_flows) as u64 + HALF_OPEN_ENTRIES as u64)
+}

@@ -1,0 +1,134 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::flows::FlowFilter;
+use crate::model::Mode;
+
+/// An L4 load balancer in the kernel for ports 80 and 443 of an edge node, with a proxy behind it.
+#[derive(Debug, Parser)]
+#[command(name = "headgate", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub places: Places,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where an instance keeps what others find it by; one pair for each instance on a host.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// Directory of the pinned maps and links, on a BPF file system.
+    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf/headgate")]
+    pub bpffs: PathBuf,
+    /// Directory of the admin socket.
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/headgate")]
+    pub run_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the agent in the foreground; SIGTERM drains and ends it.
+    Run(Run),
+    /// Validates a configuration file.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// What the running agent does, where, and why.
+    Status(Output),
+    /// The backends and the connections that they got, by the rung that carried them.
+    Backends(Output),
+    /// The connections that are open.
+    Flows {
+        #[command(flatten)]
+        filter: FlowFilter,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The BPF maps, decoded; works with the agent down.
+    Maps {
+        #[command(subcommand)]
+        command: Option<Maps>,
+    },
+    /// What would happen to a packet, step by step, against the live maps.
+    Explain(Explain),
+    /// Takes programs, links and maps away; kernel flows end.
+    Unload,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The configuration file.
+    #[arg(short = 'c', long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Overrides `datapath.mode` of the file.
+    #[arg(long, value_name = "MODE")]
+    pub datapath: Option<ModeArgument>,
+    /// On SIGTERM, go at once and leave programs, links and maps to the next agent.
+    #[arg(long)]
+    pub leave_datapath: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ModeArgument {
+    Auto,
+    Xdp,
+    Tc,
+    Proxy,
+}
+
+impl From<ModeArgument> for Mode {
+    fn from(mode: ModeArgument) -> Self {
+        match mode {
+            ModeArgument::Auto => Self::Auto,
+            ModeArgument::Xdp => Self::Xdp,
+            ModeArgument::Tc => Self::Tc,
+            ModeArgument::Proxy => Self::Proxy,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Output {
+    /// JSON for scripts instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Maps {
+    /// Names, kinds, sizes.
+    List(Output),
+    /// The entries of a map.
+    Dump {
+        /// The map's name, as `maps list` shows it.
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The client's address and port.
+    #[arg(long, value_name = "IP:PORT")]
+    pub from: SocketAddr,
+    /// The address and port that it connects to.
+    #[arg(long, value_name = "IP:PORT")]
+    pub to: SocketAddr,
+    /// The protocol.
+    #[arg(long, default_value = "tcp")]
+    pub proto: Protocol,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}

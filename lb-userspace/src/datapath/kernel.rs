@@ -1,0 +1,289 @@
+//! The maps of a loaded datapath, and what the agent does with them.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use aya::Ebpf;
+use aya::maps::lpm_trie::Key as RouteKey;
+use aya::maps::xdp::DevMapHash;
+use aya::maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, PerCpuArray};
+use lb_common::tables::{
+    Backend, Live, MAX_SNAT_ADDRESSES, NextHop, Opened, Service, ServiceKey, Settings, Window, hop, names,
+    reason_index,
+};
+use lb_common::{Reason, Rung, V4, V6};
+
+use crate::datapath::contents::{Prefix, Step};
+use crate::datapath::mapped::Mapped;
+use crate::datapath::slots::SlotSpace;
+
+/// The maps of one address family.
+pub struct FamilyMaps<A: aya::Pod> {
+    pub flows: MapData,
+    pub half_open: MapData,
+    services: BpfHashMap<MapData, ServiceKey<A>, Service>,
+    routes: LpmTrie<MapData, A, u32>,
+    /// Index into `LIVE`.
+    pub index: u32,
+}
+
+/// The maps of a loaded datapath. The programs stay loaded as long as this lives, or are attached.
+pub struct Kernel {
+    pub ebpf: Ebpf,
+    pub v4: FamilyMaps<V4>,
+    pub v6: FamilyMaps<V6>,
+    clusters: Mapped<Window>,
+    slots: Mapped<u32>,
+    slot_space: SlotSpace,
+    backends: Mapped<Backend>,
+    opened: PerCpuArray<MapData, Opened>,
+    hops: Mapped<NextHop>,
+    snat_addresses: Array<MapData, [u32; 4]>,
+    snat_ports: Array<MapData, u16>,
+    settings: Mapped<Settings>,
+    pub live: Mapped<Live>,
+    reasons: PerCpuArray<MapData, u64>,
+    devices: DevMapHash<MapData>,
+    cursors: PerCpuArray<MapData, u32>,
+}
+
+impl Kernel {
+    /// Takes the maps out of a loaded object.
+    pub fn new(mut ebpf: Ebpf) -> Result<Self> {
+        let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+        let v4 = family(&mut take, [names::FLOWS4, names::HALF4, names::SERVICES4, names::ROUTES4], 0)?;
+        let v6 = family(&mut take, [names::FLOWS6, names::HALF6, names::SERVICES6, names::ROUTES6], 1)?;
+        let clusters = Mapped::<Window>::new(&data(take(names::CLUSTERS)?)?)?;
+        let slots = Mapped::new(&data(take(names::SLOTS)?)?)?;
+        let slot_space = SlotSpace::new(slots.len(), (0..clusters.len()).map(|index| clusters.get(index)));
+        Ok(Self {
+            v4,
+            v6,
+            clusters,
+            slots,
+            slot_space,
+            backends: Mapped::new(&data(take(names::BACKENDS)?)?)?,
+            opened: PerCpuArray::try_from(take(names::OPENED)?)?,
+            hops: Mapped::new(&data(take(names::NEXT_HOPS)?)?)?,
+            snat_addresses: Array::try_from(take(names::SNAT_ADDRESSES)?)?,
+            snat_ports: Array::try_from(take(names::SNAT_PORTS)?)?,
+            settings: Mapped::new(&data(take(names::SETTINGS)?)?)?,
+            live: Mapped::new(&data(take(names::LIVE)?)?)?,
+            reasons: PerCpuArray::try_from(take(names::REASONS)?)?,
+            devices: DevMapHash::try_from(take(names::DEVICES)?)?,
+            cursors: PerCpuArray::try_from(take(names::CURSORS)?)?,
+            ebpf,
+        })
+    }
+
+    /// Carries out one step of a plan.
+    pub fn apply(&mut self, step: Step) -> Result<()> {
+        match step {
+            Step::Device(index, true) => self.devices.insert(index, index, None, 0)?,
+            Step::Device(index, false) => ignore_missing(self.devices.remove(index))?,
+            Step::Hop(index, hop) => self.set_hop(index, hop),
+            Step::SnatAddress(index, address) => {
+                if index >= MAX_SNAT_ADDRESSES {
+                    bail!("more than {MAX_SNAT_ADDRESSES} SNAT addresses");
+                }
+                self.snat_addresses.set(index, address, 0)?;
+            }
+            Step::SnatPorts(ports) => {
+                for (index, port) in ports.iter().enumerate() {
+                    self.snat_ports.set(index as u32, port, 0)?;
+                }
+            }
+            Step::Backend(index, backend) => self.set_backend(index, backend),
+            Step::Slots(cluster, slots) => self.set_slots(cluster, &slots)?,
+            Step::Route4(prefix, hop) => set_route(&mut self.v4.routes, prefix, hop)?,
+            Step::Route6(prefix, hop) => set_route(&mut self.v6.routes, prefix, hop)?,
+            Step::Settings(settings) => {
+                self.settings.store(0, settings.max_flows as u64 | (settings.snat_ports as u64) << 32);
+            }
+            Step::Service4(key, service) => set_service(&mut self.v4.services, key, service)?,
+            Step::Service6(key, service) => set_service(&mut self.v6.services, key, service)?,
+        }
+        Ok(())
+    }
+
+    /// A hop is out of use while its fields change.
+    fn set_hop(&mut self, index: u32, new: Option<NextHop>) {
+        const FLAGS_WORD: usize = std::mem::offset_of!(NextHop, mtu) / 8;
+        let old = self.hops.get(index);
+        let without_flags = |hop: &NextHop| hop.mtu as u64;
+        let Some(mut new) = new else {
+            self.hops.word(index, FLAGS_WORD).store(without_flags(&old), Ordering::Release);
+            return;
+        };
+        let moved = old.mac != new.mac || (old.flags ^ new.flags) & (hop::USED | hop::RESOLVED) != 0;
+        new.epoch = old.epoch.wrapping_add(moved as u32);
+        new.confirmed = monotonic_now();
+        if moved {
+            self.hops.word(index, FLAGS_WORD).store(without_flags(&old), Ordering::Release);
+        }
+        let flags = new.flags;
+        self.hops.set(index, NextHop { flags: if moved { 0 } else { flags }, ..new });
+        self.hops.word(index, FLAGS_WORD).store(new.mtu as u64 | (flags as u64) << 32, Ordering::Release);
+    }
+
+    /// Vouches for the hops for some more seconds.
+    pub fn confirm(&self, hops: impl IntoIterator<Item = u32>) {
+        const CONFIRMED_WORD: usize = std::mem::offset_of!(NextHop, confirmed) / 8;
+        let now = monotonic_now();
+        for index in hops {
+            self.hops.word(index, CONFIRMED_WORD).store(now, Ordering::Relaxed);
+        }
+    }
+
+    fn set_backend(&mut self, index: u32, backend: Option<Backend>) {
+        match backend {
+            Some(backend) => self.backends.set(index, backend),
+            None => self.backends.set(index, Backend { flags: 0, ..self.backends.get(index) }),
+        }
+    }
+
+    fn set_slots(&mut self, cluster: u32, slots: &[u32]) -> Result<()> {
+        let now = Instant::now();
+        let old = self.clusters.get(cluster);
+        let count = slots.len() as u32;
+        let window = if count == 0 {
+            Window { first: 0, count }
+        } else {
+            self.slot_space.take(count, now).with_context(|| {
+                format!("no room for {count} slots in the table of {}: too many clusters with maglev or source_ip", self.slots.len())
+            })?
+        };
+        for (offset, slot) in slots.iter().enumerate() {
+            self.slots.set(window.first + offset as u32, *slot);
+        }
+        // CPUs start at different places, or all would send their first connections to the same backend.
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        let starts: Vec<u32> =
+            (0..cpus).map(|cpu| (cpu as u64 * count as u64 / cpus as u64) as u32).collect();
+        self.cursors.set(cluster, aya::maps::PerCpuValues::try_from(starts)?, 0)?;
+        self.clusters.store(cluster, window.first as u64 | (window.count as u64) << 32);
+        self.slot_space.release(old, now);
+        Ok(())
+    }
+
+    /// Backends in use, by index: what an earlier agent left.
+    pub fn backends(&self) -> HashMap<u32, Backend> {
+        (1..self.backends.len())
+            .map(|index| (index, self.backends.get(index)))
+            .filter(|(_, backend)| backend.flags & lb_common::tables::backend::USED != 0)
+            .collect()
+    }
+
+    /// Next hops in use, by index: what an earlier agent left.
+    pub fn used_hops(&self) -> Vec<u32> {
+        (1..self.hops.len()).filter(|&index| self.hops.get(index).flags & hop::USED != 0).collect()
+    }
+
+    /// Served addresses, which an earlier agent may have left.
+    pub fn services(&self) -> Result<(HashMap<ServiceKey<V4>, Service>, HashMap<ServiceKey<V6>, Service>)> {
+        let v4 = self.v4.services.iter().collect::<Result<_, _>>()?;
+        let v6 = self.v6.services.iter().collect::<Result<_, _>>()?;
+        Ok((v4, v6))
+    }
+
+    /// Routes, which an earlier agent may have left.
+    pub fn routes(&self) -> Result<(HashMap<Prefix<V4>, u32>, HashMap<Prefix<V6>, u32>)> {
+        let v4 = self.v4.routes.iter().map(|entry| entry.map(|(k, v)| ((k.data(), k.prefix_len() as u8), v)));
+        let v6 = self.v6.routes.iter().map(|entry| entry.map(|(k, v)| ((k.data(), k.prefix_len() as u8), v)));
+        Ok((v4.collect::<Result<_, _>>()?, v6.collect::<Result<_, _>>()?))
+    }
+
+    /// Flows opened to a backend since the maps were made.
+    pub fn opened(&self, backend: u32) -> Result<Opened> {
+        let per_cpu = self.opened.get(&backend, 0)?;
+        Ok(per_cpu.iter().fold(Opened::default(), |sum, one| Opened { xdp: sum.xdp + one.xdp, tc: sum.tc + one.tc }))
+    }
+
+    /// How often each reason was counted, on both rungs together; those that never were are left out.
+    pub fn reasons(&self) -> Result<Vec<(Reason, u64)>> {
+        let mut counts = Vec::new();
+        for &reason in Reason::ALL {
+            let mut count = 0;
+            for rung in [Rung::Xdp, Rung::Tc] {
+                count += self.reasons.get(&reason_index(rung, reason), 0)?.iter().sum::<u64>();
+            }
+            if count > 0 {
+                counts.push((reason, count));
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Flows of a family in the table.
+    pub fn live_flows(&self, index: u32) -> u64 {
+        let live = self.live.get(index);
+        live.opened.saturating_sub(live.closed)
+    }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the programs.
+pub fn monotonic_now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn family<A: aya::Pod>(
+    take: &mut impl FnMut(&str) -> Result<Map>,
+    [flows, half_open, services, routes]: [&str; 4],
+    index: u32,
+) -> Result<FamilyMaps<A>>
+where
+    ServiceKey<A>: aya::Pod,
+{
+    Ok(FamilyMaps {
+        flows: data(take(flows)?)?,
+        half_open: data(take(half_open)?)?,
+        services: BpfHashMap::try_from(take(services)?)?,
+        routes: LpmTrie::try_from(take(routes)?)?,
+        index,
+    })
+}
+
+fn data(map: Map) -> Result<MapData> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) => Ok(data),
+        other => bail!("unexpected kind of map: {other:?}"),
+    }
+}
+
+fn set_route<A: aya::Pod>(routes: &mut LpmTrie<MapData, A, u32>, prefix: Prefix<A>, hop: Option<u32>) -> Result<()> {
+    let key = RouteKey::new(prefix.1 as u32, prefix.0);
+    match hop {
+        Some(hop) => Ok(routes.insert(&key, hop, 0)?),
+        None => ignore_missing(routes.remove(&key)),
+    }
+}
+
+fn set_service<A: aya::Pod>(
+    services: &mut BpfHashMap<MapData, ServiceKey<A>, Service>,
+    key: ServiceKey<A>,
+    service: Option<Service>,
+) -> Result<()>
+where
+    ServiceKey<A>: aya::Pod,
+{
+    match service {
+        Some(service) => Ok(services.insert(key, service, 0)?),
+        None => ignore_missing(services.remove(&key)),
+    }
+}
+
+/// To take away what is not there is no fault.
+fn ignore_missing(result: Result<(), aya::maps::MapError>) -> Result<()> {
+    match result {
+        Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

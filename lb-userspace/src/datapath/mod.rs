@@ -1,0 +1,11 @@
+//! The kernel side: loading, attaching, and the maps.
+
+pub mod attach;
+pub mod batch;
+pub mod bpffs;
+pub mod contents;
+pub mod kernel;
+pub mod mapped;
+pub mod object;
+pub mod slots;
+pub mod sweep;

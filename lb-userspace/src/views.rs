@@ -1,0 +1,96 @@
+//! `status` and `backends` for people, from the JSON that scripts get.
+
+use serde_json::Value;
+
+use crate::table::{Column, Table, left, right};
+
+/// `headgate status`.
+pub fn status(status: &Value) -> String {
+    let mut text = format!(
+        "headgate {}, up {} s, mode {}{}\n",
+        string(&status["version"]),
+        string(&status["uptime_s"]),
+        string(&status["mode"]),
+        if status["draining"] == true { ", draining" } else { "" },
+    );
+    if let Some(why) = status["why"].as_str() {
+        text += &format!("no kernel rung: {why}\n");
+    }
+    let flows = &status["flows"];
+    if flows["max"].is_number() {
+        text += &format!(
+            "flows: {} IPv4 and {} IPv6 in the kernel, of {} each ({} MiB of kernel memory); {} proxied; {} SNAT ports\n",
+            flows["kernel_v4"],
+            flows["kernel_v6"],
+            flows["max"],
+            flows["bytes"].as_u64().unwrap_or_default() >> 20,
+            flows["proxied"],
+            flows["snat_ports"],
+        );
+    } else {
+        text += &format!("flows: {} proxied\n", flows["proxied"]);
+    }
+    let columns = [left("INTERFACE"), left("RUNG"), left("WHY")];
+    text += &section(columns, &status["interfaces"], ["name", "rung", "why"]);
+    let columns = [left("LISTENER"), left("ADDRESS"), left("CLUSTER"), left("RUNG"), left("SERVES")];
+    text += &section(columns, &status["listeners"], ["name", "address", "cluster", "rung", "serves"]);
+    let columns = [left("CLUSTER"), right("ENDPOINTS"), right("HEALTHY")];
+    text += &section(columns, &status["clusters"], ["name", "endpoints", "healthy"]);
+    if let Some(reasons) = status["reasons"].as_object().filter(|reasons| !reasons.is_empty()) {
+        let mut table = Table::new([left("REASON"), right("COUNT")]);
+        for (name, count) in reasons {
+            table.row([name.clone(), string(count)]);
+        }
+        text += &format!("\n{table}");
+    }
+    text
+}
+
+/// `headgate backends`.
+pub fn backends(backends: &Value) -> String {
+    let mut table = Table::new([
+        left("CLUSTER"),
+        left("ADDRESS"),
+        left("STATE"),
+        right("WEIGHT"),
+        right("ACTIVE"),
+        right("XDP"),
+        right("TC"),
+        right("PROXY"),
+        left(""),
+    ]);
+    for backend in backends.as_array().into_iter().flatten() {
+        let total = &backend["total"];
+        let note = backend["proxy_only"].as_str().map(|why| format!("proxy only: {why}")).unwrap_or_default();
+        table.row([
+            string(&backend["cluster"]),
+            string(&backend["address"]),
+            string(&backend["state"]),
+            string(&backend["weight"]),
+            string(&backend["active"]),
+            string(&total["xdp"]),
+            string(&total["tc"]),
+            string(&total["proxy"]),
+            note,
+        ]);
+    }
+    table.to_string()
+}
+
+fn section<const N: usize>(columns: [Column; N], rows: &Value, fields: [&str; N]) -> String {
+    let Some(rows) = rows.as_array().filter(|rows| !rows.is_empty()) else { return String::new() };
+    let mut table = Table::new(columns);
+    for row in rows {
+        table.row(fields.map(|field| string(&row[field])));
+    }
+    format!("\n{table}")
+}
+
+/// A value without JSON's quotes.
+fn string(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(string).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
