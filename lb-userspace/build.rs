@@ -21,7 +21,9 @@ fn main() -> Result<()> {
         // For `-Z` and the atomic intrinsics, on the pinned stable compiler.
         .env("RUSTC_BOOTSTRAP", "1");
     // What cargo set for this build is not for that one.
-    for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
+    for variable in
+        ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"]
+    {
         cargo.env_remove(variable);
     }
     let status = cargo.status().with_context(|| format!("running {cargo:?}"))?;
@@ -29,6 +31,7 @@ fn main() -> Result<()> {
         bail!("the BPF program did not build; `cargo xtask setup` installs what that needs");
     }
     let object = target_dir.join("bpfel-unknown-none/release/headgate-ebpf");
-    std::fs::copy(&object, out.join("headgate-ebpf")).with_context(|| format!("copying {}", object.display()))?;
+    std::fs::copy(&object, out.join("headgate-ebpf"))
+        .with_context(|| format!("copying {}", object.display()))?;
     Ok(())
 }

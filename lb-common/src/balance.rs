@@ -47,7 +47,14 @@ pub const fn scale(hash: u32, count: u32) -> u32 {
 ///
 /// `cursor` is round_robin's position, `random` a random number; neither is used by the hashing policies.
 #[inline(always)]
-pub fn draw<A: Address>(policy: u32, key: &Key<A>, count: u32, attempt: u32, cursor: u32, random: u32) -> u32 {
+pub fn draw<A: Address>(
+    policy: u32,
+    key: &Key<A>,
+    count: u32,
+    attempt: u32,
+    cursor: u32,
+    random: u32,
+) -> u32 {
     match policy {
         policy::ROUND_ROBIN => {
             if cursor < count {

@@ -91,7 +91,11 @@ impl<A> Verdict<'_, A> {
 
 /// What happens to `segment`.
 #[inline(always)]
-pub fn decide<'t, A: Address, T: Tables<A>>(env: &Env, segment: &Segment<A>, tables: &'t T) -> Verdict<'t, A> {
+pub fn decide<'t, A: Address, T: Tables<A>>(
+    env: &Env,
+    segment: &Segment<A>,
+    tables: &'t T,
+) -> Verdict<'t, A> {
     if let Some(flow) = tables.established(&segment.key)
         && !established::is_reused(segment, flow)
     {

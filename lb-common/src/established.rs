@@ -81,7 +81,12 @@ pub(crate) fn output<'t>(env: &Env, hop: &'t NextHop, learned: bool) -> Result<O
 
 /// Both entries keep the whole state: each direction must know whether the flow has ended.
 #[inline(always)]
-fn update_state<A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &T, flow: FlowRef<'_, A>, state: u64) {
+fn update_state<A: Address, T: Tables<A>>(
+    segment: &Segment<A>,
+    tables: &T,
+    flow: FlowRef<'_, A>,
+    state: u64,
+) {
     let entry = flow.get();
     let (set, clear) = tcp::transition(
         state,

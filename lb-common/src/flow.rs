@@ -100,7 +100,7 @@ pub struct Flow<A> {
     pub flags: u32,
     /// Destination MAC address, where `LEARNED`.
     pub mac: [u8; 6],
-    /// Attempts made for this connection so far, 1 for the first backend.
+    /// Which attempt for this connection this entry is, 1 for the first.
     pub attempts: u16,
     /// VLAN tags to leave with, where `LEARNED`.
     pub tags: Tags,
@@ -190,10 +190,19 @@ impl<A: Address> Flow<A> {
     }
 
     /// Payload bytes of this direction, retransmissions not counted: exact modulo 2^32 by the sequence numbers,
-    /// the counted bytes give the rest. Right while fewer than 2^32 bytes were retransmitted.
+    /// the counted bytes give the rest. Right while fewer than 2^31 bytes more were retransmitted than went
+    /// uncounted, or the reverse.
     pub fn payload_bytes(&self) -> u64 {
         let low = self.seq_end.wrapping_sub(self.isn.wrapping_add(1));
-        self.bytes - (self.bytes as u32).wrapping_sub(low) as u64
+        let correction = low.wrapping_sub(self.bytes as u32) as i32;
+        self.bytes.saturating_add_signed(correction as i64)
+    }
+
+    /// SYNs sent to backends for this connection, by this half-open entry and those that it replaced.
+    #[inline(always)]
+    pub(crate) fn attempts_made(&self) -> u64 {
+        // The first packet is the SYN of the attempt itself.
+        (self.attempts as u64 + self.packets).wrapping_sub(1)
     }
 }
 
@@ -332,6 +341,9 @@ mod tests {
         assert_eq!(flow.payload_bytes(), 5_000);
         // 100 bytes sent twice.
         flow.bytes = 5_100;
+        assert_eq!(flow.payload_bytes(), 5_000);
+        // 100 bytes that two CPUs counted at once.
+        flow.bytes = 4_900;
         assert_eq!(flow.payload_bytes(), 5_000);
         // Once around.
         flow.bytes = (1 << 32) + 5_100;

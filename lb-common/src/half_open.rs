@@ -30,9 +30,11 @@ pub(crate) enum Outcome<'t, A> {
     Open,
 }
 
+/// Whether no SYN has come for so long that the entry counts no more. A reverse entry is as good as its forward one,
+/// which alone sees repeated SYNs.
 #[inline(always)]
 pub(crate) fn is_expired<A: Address>(env: &Env, entry: FlowRef<'_, A>) -> bool {
-    env.now.wrapping_sub(entry.get().last_seen) as i64 > TIMEOUT as i64
+    entry.get().is_forward() && env.now.wrapping_sub(entry.get().last_seen) as i64 > TIMEOUT as i64
 }
 
 #[inline(always)]
@@ -70,7 +72,10 @@ fn repeated_syn<'t, A: Address, T: Tables<A>>(
     if segment.seq != flow.isn {
         return Outcome::Open;
     }
-    if entry.pin() == 0 && entry.state() & state::CHALLENGED == 0 && open::may_retry(tables, &segment.key, entry) {
+    if entry.pin() == 0
+        && entry.state() & state::CHALLENGED == 0
+        && open::may_retry(tables, &segment.key, entry)
+    {
         return Outcome::Open;
     }
     let verdict = established::relay(env, segment, tables, entry, Reason::SYN_REPEATED);
@@ -154,13 +159,13 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
     let generation = reverse.get().generation;
     let client_key = reverse.peer_key();
     let Some(forward) = tables.half_open(&client_key) else { return Verdict::pass(Reason::ABANDONED) };
-    if forward.get().generation != generation || forward.get().is_tombstone() {
+    if forward.get().generation != generation || forward.get().is_tombstone() || is_expired(env, forward) {
         // The stack knows nothing of it and answers with the RST that the backend should get.
         return Verdict::pass(Reason::ABANDONED);
     }
     let flow = forward.get();
-    let answers_syn = segment.has(flags::ACK)
-        && segment.ack.wrapping_sub(flow.isn.wrapping_add(1)) <= flow.syn_payload;
+    let answers_syn =
+        segment.has(flags::ACK) && segment.ack.wrapping_sub(flow.isn.wrapping_add(1)) <= flow.syn_payload;
     if segment.has(flags::RST) {
         return refused(env, segment, tables, forward, reverse, answers_syn);
     }

@@ -5,8 +5,8 @@ use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
-use std::thread::ThreadId;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::thread::ThreadId;
 
 use crate::address::Address;
 use crate::checksum;
@@ -66,9 +66,9 @@ impl Packet for Frame {
         header.extend(to.destination);
         header.extend(to.source);
         let ethertypes = [to.tags.outer, ethertype::VLAN];
-        for n in 0..to.tags.count as usize {
-            header.extend(ethertypes[n].to_be_bytes());
-            header.extend(to.tags.tci[n].to_be_bytes());
+        for (ethertype, tci) in ethertypes.iter().zip(to.tags.tci).take(to.tags.count as usize) {
+            header.extend(ethertype.to_be_bytes());
+            header.extend(tci.to_be_bytes());
         }
         header.extend(to.ethertype.to_be_bytes());
         let old = 14 + 4 * from.in_frame as usize;
@@ -102,12 +102,7 @@ pub fn run<T: Tables<V4> + Tables<V6>>(env: &Env, frame: &mut Frame, tables: &T)
     }
 }
 
-fn run_family<A: Address, T: Tables<A>>(
-    env: &Env,
-    frame: &mut Frame,
-    link: Link,
-    tables: &T,
-) -> Result {
+fn run_family<A: Address, T: Tables<A>>(env: &Env, frame: &mut Frame, link: Link, tables: &T) -> Result {
     let segment = match parse::<A, _>(frame, link) {
         Ok(segment) => segment,
         Err(reason) => return Result { reason, sent: None },

@@ -38,6 +38,10 @@ pub mod work;
 #[cfg(feature = "user")]
 pub mod host;
 #[cfg(feature = "user")]
+pub mod host_packets;
+#[cfg(feature = "user")]
+pub mod host_scenario;
+#[cfg(feature = "user")]
 pub mod maglev;
 #[cfg(feature = "user")]
 mod pod;

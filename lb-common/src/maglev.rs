@@ -80,7 +80,8 @@ pub fn table(candidates: &[Candidate]) -> Vec<u32> {
 /// A smooth weighted order (as nginx interleaves weighted upstreams): over one round each backend appears as often
 /// as its weight says, spread as evenly as can be.
 pub fn order(candidates: &[Candidate]) -> Vec<u32> {
-    let divisor = candidates.iter().fold(0, |divisor, candidate| gcd(divisor, candidate.weight.max(1))).max(1);
+    let divisor =
+        candidates.iter().fold(0, |divisor, candidate| gcd(divisor, candidate.weight.max(1))).max(1);
     let mut weights: Vec<i64> =
         candidates.iter().map(|candidate| (candidate.weight.max(1) / divisor) as i64).collect();
     let mut total: i64 = weights.iter().sum();

@@ -57,24 +57,33 @@ pub(crate) fn decide<'t, A: Address, T: Tables<A>>(
 pub fn handle<A: Address, T: Tables<A>>(tables: &T) -> Code {
     let Some(work) = tables.work() else { return Reason::NO_FLOW.number() };
     let (segment, env) = (work.segment.get(), work.env.get());
-    if let Some(entry) = tables.half_open(&segment.key)
-        && !half_open::is_expired(env, entry)
-    {
-        return match half_open::handle(env, segment, tables, entry) {
-            Outcome::Done(verdict) => encode(work, &verdict),
-            Outcome::Open => OPEN,
-        };
-    }
-    tables.note(Step::FoundNothing);
-    if segment.opens() {
-        return OPEN;
-    }
-    // A flow that was promoted between the two look-ups.
-    let verdict = match tables.established(&segment.key) {
-        Some(flow) => established::handle(env, segment, tables, flow),
-        None => open::not_opening(segment, tables),
+    let stray = match tables.half_open(&segment.key) {
+        Some(entry) if !half_open::is_expired(env, entry) => {
+            match half_open::handle(env, segment, tables, entry) {
+                Outcome::Open => return OPEN,
+                Outcome::Done(Verdict { reason: reason @ (Reason::NO_FLOW | Reason::ABANDONED), .. }) => {
+                    Some(reason)
+                }
+                Outcome::Done(verdict) => return encode(work, &verdict),
+            }
+        }
+        _ => {
+            tables.note(Step::FoundNothing);
+            None
+        }
     };
-    encode(work, &verdict)
+    // Another CPU may have promoted the flow since the first look-up: then its half-open entries are gone, or hold
+    // what does not matter any more.
+    if let Some(flow) = tables.established(&segment.key)
+        && !established::is_reused(segment, flow)
+    {
+        return encode(work, &established::handle(env, segment, tables, flow));
+    }
+    match stray {
+        Some(reason) => encode(work, &Verdict::pass(reason)),
+        None if segment.opens() => OPEN,
+        None => encode(work, &open::not_opening(segment, tables)),
+    }
 }
 
 /// What [`Tables::open`] does.

@@ -28,7 +28,10 @@ impl<A: Address> ServiceKey<A> {
 
 /// A segment of no flow that opens none.
 #[inline(always)]
-pub(crate) fn not_opening<'t, A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &'t T) -> Verdict<'t, A> {
+pub(crate) fn not_opening<'t, A: Address, T: Tables<A>>(
+    segment: &Segment<A>,
+    tables: &'t T,
+) -> Verdict<'t, A> {
     // The rest of the packet passes up, but without this fragment the stack never has a segment to answer.
     if segment.fragment && tables.service(&ServiceKey::of(&segment.key)).is_some() {
         return Verdict::drop(Reason::FRAGMENT);
@@ -38,9 +41,16 @@ pub(crate) fn not_opening<'t, A: Address, T: Tables<A>>(segment: &Segment<A>, ta
 
 /// Whether the connection may be tried at another backend.
 #[inline(always)]
-pub(crate) fn may_retry<A: Address, T: Tables<A>>(tables: &T, client_key: &Key<A>, forward: FlowRef<'_, A>) -> bool {
+pub(crate) fn may_retry<A: Address, T: Tables<A>>(
+    tables: &T,
+    client_key: &Key<A>,
+    forward: FlowRef<'_, A>,
+) -> bool {
     match tables.service(&ServiceKey::of(client_key)) {
-        Some(service) => forward.get().attempts < service.attempts,
+        // Payload in the SYN (TCP Fast Open) may have been delivered already: not to another backend.
+        Some(service) => {
+            forward.get().syn_payload == 0 && forward.get().attempts_made() < service.attempts as u64
+        }
         None => false,
     }
 }
@@ -51,7 +61,7 @@ pub(crate) fn may_retry<A: Address, T: Tables<A>>(tables: &T, client_key: &Key<A
 pub struct Request {
     /// The service that the SYN is addressed to.
     pub service: Service,
-    /// Attempts made before.
+    /// SYNs of this connection that were sent to backends before.
     pub attempts: u32,
     /// The backend of the last attempt.
     pub avoid: u32,
@@ -96,21 +106,34 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work
     if segment.ttl <= 1 {
         return Verdict::drop(Reason::TTL_EXPIRED);
     }
-    if service.flags & service::DRAINING != 0 {
-        return Verdict::pass(Reason::DRAINING);
-    }
     // A retransmission goes on counting; a SYN with another sequence number is a new connection.
     let mut request = Request { service, attempts: 0, avoid: 0 };
-    if let Some(entry) = previous
-        && entry.get().isn == segment.seq
-    {
-        request.attempts = entry.get().attempts as u32;
-        request.avoid = entry.get().backend;
+    if let Some(entry) = previous {
+        if entry.get().is_tombstone() {
+            return Verdict::pass(Reason::TOMBSTONE);
+        }
+        if entry.get().isn == segment.seq {
+            request.attempts = entry.get().attempts_made() as u32;
+            request.avoid = entry.get().backend;
+        }
     }
     *work.request.get_mut() = request;
-    let mut chosen = tables.choose();
+    let draining = service.flags & service::DRAINING != 0;
+    // Another CPU may just have made the last attempt.
+    let drawing = !draining && (request.attempts == 0 || request.attempts < service.attempts as u32);
+    let mut chosen = if drawing {
+        tables.choose()
+    } else if draining {
+        Reason::DRAINING.number()
+    } else {
+        Reason::SYN_REPEATED.number()
+    };
     if chosen == Reason::TO_TC.number() {
         return Verdict::pass(Reason::TO_TC);
+    }
+    // What was drawn has had its turn, even if the SYN goes another way.
+    if drawing && service.policy == policy::ROUND_ROBIN {
+        tables.set_cursor(service.cluster, work.choice.get().cursor);
     }
     if chosen == CHOSEN {
         if tables.reserve_port() != 0 {
@@ -121,7 +144,11 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work
     match previous {
         // A SYN that was sent on before is not for the proxy: its backend may yet answer.
         Some(entry) if work.request.get().attempts > 0 => {
-            established::relay(env, segment, tables, entry, Reason::SYN_REPEATED)
+            let verdict = established::relay(env, segment, tables, entry, Reason::SYN_REPEATED);
+            if let Action::Forward(..) = verdict.action {
+                entry.count(env.now, 0, 0);
+            }
+            verdict
         }
         _ => pass_up(tables, work, Reason::from_number(chosen)),
     }
@@ -142,6 +169,8 @@ pub fn choose<A: Address, T: Tables<A>>(tables: &T) -> u32 {
 fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<(), Reason> {
     let (segment, env, request) = (work.segment.get(), work.env.get(), work.request.get());
     let service = &request.service;
+    let mut cursor = tables.cursor(service.cluster);
+    work.choice.get_mut().cursor = cursor;
     let Some(settings) = tables.settings() else { return Err(Reason::TABLE_FULL) };
     if tables.live() >= settings.max_flows as u64 {
         return Err(Reason::TABLE_FULL);
@@ -150,7 +179,6 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
     if window.count == 0 {
         return Err(Reason::NO_BACKEND);
     }
-    let mut cursor = tables.cursor(service.cluster);
     let mut index = 0;
     let mut draws = 0;
     while draws < DRAWS {
@@ -168,6 +196,7 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
         }
         draws += 1;
     }
+    work.choice.get_mut().cursor = cursor;
     if request.attempts > 0 && index == request.avoid {
         return Err(Reason::SYN_REPEATED);
     }
@@ -276,10 +305,8 @@ fn publish<'t, A: Address, T: Tables<A>>(
 ) -> Verdict<'t, A> {
     let (segment, env) = (work.segment.get(), work.env.get());
     let (request, choice) = (work.request.get(), work.choice.get());
-    let (forward, reverse, reverse_key) = (work.forward.get_mut(), work.reverse.get(), work.reverse_key.get());
-    if request.service.policy == policy::ROUND_ROBIN {
-        tables.set_cursor(request.service.cluster, choice.cursor);
-    }
+    let (forward, reverse, reverse_key) =
+        (work.forward.get_mut(), work.reverse.get(), work.reverse_key.get());
     forward.init(env.now, reverse.backend, reverse.service, choice.hop);
     forward.flags = (env.rung as u32) << flags::RUNG_SHIFT;
     forward.mss = reverse.mss;
@@ -288,8 +315,10 @@ fn publish<'t, A: Address, T: Tables<A>>(
     forward.out = reverse_key.reversed();
     forward.set_deltas(&segment.key);
     forward.isn = segment.seq;
-    forward.seq_end = segment.seq.wrapping_add(1);
+    forward.seq_end = segment.seq.wrapping_add(1).wrapping_add(segment.payload);
     forward.syn_payload = segment.payload;
+    forward.bytes = segment.payload as u64;
+    forward.packets = 1;
     let entry = FlowRef::from_mut(forward);
 
     let published = match previous {
@@ -299,9 +328,7 @@ fn publish<'t, A: Address, T: Tables<A>>(
             let may = seen != MOVED && (seen == 0 || request.attempts == 0);
             may && old.set_pin(seen, MOVED) && tables.replace_half_open(&segment.key, entry)
         }
-        None => {
-            tables.insert_half_open(&segment.key, entry) || replace_expired(env, tables, segment, entry)
-        }
+        None => tables.insert_half_open(&segment.key, entry) || replace_expired(env, tables, segment, entry),
     };
     if !published {
         tables.remove_half_open(reverse_key);
@@ -337,7 +364,9 @@ fn replace_expired<A: Address, T: Tables<A>>(
 /// The forward entry of an ended flow on this tuple goes; the reverse one stays, so that its port can rest.
 #[inline(always)]
 fn forget_ended<A: Address, T: Tables<A>>(tables: &T, segment: &Segment<A>) {
-    if tables.established(&segment.key).is_some() {
+    if let Some(flow) = tables.established(&segment.key)
+        && established::is_reused(segment, flow)
+    {
         tables.note(Step::ReplacesEnded);
         tables.remove_established(&segment.key);
     }

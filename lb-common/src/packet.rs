@@ -20,6 +20,7 @@ unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
 /// A frame, from its destination MAC address on.
 ///
 /// Offsets are in bytes from there. Reading outside the frame gives `None`, never a fault.
+#[expect(clippy::len_without_is_empty, reason = "no frame is empty, and nobody asks")]
 pub trait Packet {
     /// Bytes of the whole frame, including what [`Packet::read`] cannot reach (the pages of an skb).
     fn len(&self) -> u32;

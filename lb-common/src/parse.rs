@@ -95,7 +95,8 @@ impl<A: Address> Segment<A> {
     /// Whether this segment opens a connection: SYN without ACK, RST or FIN; ECN bits do not matter.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        self.flags & (tcp::flags::SYN | tcp::flags::ACK | tcp::flags::RST | tcp::flags::FIN) == tcp::flags::SYN
+        self.flags & (tcp::flags::SYN | tcp::flags::ACK | tcp::flags::RST | tcp::flags::FIN)
+            == tcp::flags::SYN
     }
 
     /// Whether any of `flags` is set.
@@ -214,7 +215,9 @@ impl Ip {
 
 #[inline(always)]
 fn ipv4<P: Packet>(packet: &P, l3: usize) -> Ip {
-    let Some([first, second, third]) = packet.read::<[u32; 3]>(l3) else { return Ip::failed(Reason::TRUNCATED) };
+    let Some([first, second, third]) = packet.read::<[u32; 3]>(l3) else {
+        return Ip::failed(Reason::TRUNCATED);
+    };
     let [version, _, length_high, length_low] = first.to_ne_bytes();
     let header = ((version & 0xf) as usize) * 4;
     let total = u16::from_be_bytes([length_high, length_low]) as u32;

@@ -64,12 +64,9 @@ fn link_header<A: Address>(segment: &Segment<A>, flow: &Flow<A>, output: Output<
                 ethertype,
             }
         }
-        Output::Neighbour(hop) => LinkHeader {
-            destination: hop.mac,
-            source: hop.source_mac,
-            tags: Tags::default(),
-            ethertype,
-        },
+        Output::Neighbour(hop) => {
+            LinkHeader { destination: hop.mac, source: hop.source_mac, tags: Tags::default(), ethertype }
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use crate::address::Address;
 use crate::decide::Rung;
 use crate::flow::{FlowRef, Key};
 use crate::off_path;
-use crate::work::Work;
 use crate::parse::Tags;
+use crate::work::Work;
 
 /// Names of the maps, as in the object and in the pins.
 pub mod names {
@@ -204,10 +204,10 @@ pub mod hop {
 pub const HOP_CONFIRMATION: u64 = 10_000_000_000;
 
 impl NextHop {
-    /// Whether the agent still vouches for it.
+    /// Whether the agent still vouches for it. Its clock may be ahead of `now`, which is coarse.
     #[inline(always)]
     pub fn is_confirmed(&self, now: u64) -> bool {
-        now.wrapping_sub(self.confirmed) < HOP_CONFIRMATION
+        (now.wrapping_sub(self.confirmed) as i64) < HOP_CONFIRMATION as i64
     }
 }
 

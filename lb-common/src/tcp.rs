@@ -51,7 +51,14 @@ pub fn is_closing(state: u64) -> bool {
 ///
 /// `seq_end`: just behind the highest byte seen in this direction so far.
 #[inline(always)]
-pub fn transition(state: u64, from_client: bool, flags: u8, seq: u32, seq_end: u32, payload: u32) -> (u64, u64) {
+pub fn transition(
+    state: u64,
+    from_client: bool,
+    flags: u8,
+    seq: u32,
+    seq_end: u32,
+    payload: u32,
+) -> (u64, u64) {
     if flags & flags::RST != 0 {
         let distance = seq.wrapping_sub(seq_end).wrapping_add(RESET_WINDOW);
         return (if distance <= 2 * RESET_WINDOW { state::RESET } else { 0 }, 0);

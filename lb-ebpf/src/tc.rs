@@ -47,9 +47,8 @@ fn run<A: Family>(skb: &mut Skb, link: Link) -> (Reason, i32) {
         Err(reason) => return (reason, TC_ACT_UNSPEC),
     };
     // SAFETY: the context that the kernel passed; a helper without arguments.
-    let env = unsafe {
-        Env { rung: Rung::Tc, ingress: (*skb.0).ingress_ifindex, now: bpf_ktime_get_coarse_ns() }
-    };
+    let env =
+        unsafe { Env { rung: Rung::Tc, ingress: (*skb.0).ingress_ifindex, now: bpf_ktime_get_coarse_ns() } };
     let tables = KernelTables::<A>::new();
     let Verdict { reason, action } = decide(&env, &segment, &tables);
     match action {
@@ -158,7 +157,7 @@ impl Packet for Skb {
     #[inline(always)]
     fn set_link_header(&mut self, from: Tags, to: &LinkHeader) -> Option<()> {
         // Outgoing tags are the device's business to insert; equal ones stay where they are.
-        if !(from.count == to.tags.count && from.tci == to.tags.tci) {
+        if !(from.count == to.tags.count && from.tci == to.tags.tci && from.outer == to.tags.outer) {
             for _ in 0..from.count & 3 {
                 // SAFETY: the context that the kernel passed.
                 if unsafe { bpf_skb_vlan_pop(self.0) } != 0 {

@@ -1,10 +1,10 @@
 //! The command line.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::explain::Packet;
 use crate::flows::FlowFilter;
 use crate::model::Mode;
 
@@ -55,7 +55,12 @@ pub enum Command {
         command: Option<Maps>,
     },
     /// What would happen to a packet, step by step, against the live maps.
-    Explain(Explain),
+    Explain {
+        #[command(flatten)]
+        packet: Packet,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Takes programs, links and maps away; kernel flows end.
     Unload,
 }
@@ -110,25 +115,4 @@ pub enum Maps {
         #[command(flatten)]
         output: Output,
     },
-}
-
-#[derive(Debug, Args)]
-pub struct Explain {
-    /// The client's address and port.
-    #[arg(long, value_name = "IP:PORT")]
-    pub from: SocketAddr,
-    /// The address and port that it connects to.
-    #[arg(long, value_name = "IP:PORT")]
-    pub to: SocketAddr,
-    /// The protocol.
-    #[arg(long, default_value = "tcp")]
-    pub proto: Protocol,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Protocol {
-    Tcp,
-    Udp,
 }

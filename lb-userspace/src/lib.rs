@@ -1,1 +1,20 @@
-//! The agent.
+//! The agent of Headgate, its proxy, and the views of its command line.
+
+pub mod agent;
+pub mod balancer;
+pub mod cli;
+pub mod config;
+pub mod datapath;
+pub mod desired;
+pub mod explain;
+pub mod flows;
+pub mod ids;
+pub mod maps;
+pub mod model;
+pub mod net;
+pub mod port_owner;
+pub mod proxy;
+pub mod table;
+#[cfg(test)]
+mod test_tables;
+pub mod views;

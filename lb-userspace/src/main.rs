@@ -7,9 +7,10 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lb_userspace::agent::admin::{self, Question};
 use lb_userspace::agent::{self, Options, kernel_side};
-use lb_userspace::cli::{Cli, Command, Explain, Maps, Output, Places, Protocol, Run};
+use lb_userspace::cli::{Cli, Command, Maps, Output, Places, Run};
 use lb_userspace::datapath::object::Pins;
-use lb_userspace::{config, explain, flows, maps, net, views};
+use lb_userspace::explain::{Names, Packet, explain};
+use lb_userspace::{config, flows, maps, net, views};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -54,7 +55,7 @@ fn execute(cli: Cli) -> Result<()> {
                 Maps::Dump { name, output } => maps::dump(&pins, &name, output.json)?,
             }
         }
-        Command::Explain(arguments) => explain_packet(&arguments, &places)?,
+        Command::Explain { packet, output } => explain_packet(&packet, output.json, &places)?,
     };
     print(&text)
 }
@@ -86,18 +87,17 @@ fn unload(places: &Places) -> Result<()> {
     kernel_side::unload(&Pins::new(&places.bpffs), &network)
 }
 
-fn explain_packet(arguments: &Explain, places: &Places) -> Result<String> {
-    if arguments.proto == Protocol::Udp {
-        bail!("Headgate forwards TCP; UDP goes up to the network stack as it comes");
-    }
-    // Names are the agent's; without it, numbers do.
+fn explain_packet(packet: &Packet, json: bool, places: &Places) -> Result<String> {
+    // Names are the agent's to tell; without it, numbers do.
     let status = admin::ask(&places.run_dir, &Question::Status).ok();
-    let name = |service: u32| {
-        let listener = status.as_ref()?.get("listeners")?.get(service as usize - 1)?;
-        Some(listener.get("name")?.as_str()?.to_owned())
+    let name = |list: &str, index: usize| {
+        Some(status.as_ref()?.get(list)?.get(index)?.get("name")?.as_str()?.to_owned())
     };
-    let pins = Pins::new(&places.bpffs);
-    explain::explain(&pins, arguments.from, arguments.to, &name, arguments.output.json)
+    let names = Names {
+        listener: &|service| name("listeners", (service as usize).checked_sub(1)?),
+        cluster: &|cluster| name("clusters", cluster as usize),
+    };
+    explain(&Pins::new(&places.bpffs), packet, &names)?.render(json)
 }
 
 fn pretty(value: &serde_json::Value) -> Result<String> {

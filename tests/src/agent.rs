@@ -42,27 +42,25 @@ impl Agent {
         let directory = std::env::temp_dir().join(&name);
         let bpffs = Path::new(BPFFS).join(&name);
         fs::create_dir_all(directory.join("run"))?;
-        let file = directory.join("headgate.yaml");
-        fs::write(&file, config)?;
-        let log = File::create(directory.join("log"))?;
-        let mut command = netns::command(topology.lb.name(), binary);
-        command.arg("run").arg("-c").arg(&file).args(arguments);
-        command.arg("--bpffs").arg(&bpffs).arg("--run-dir").arg(directory.join("run"));
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", binary.display()))?;
-        let mut agent = Self {
-            binary: binary.to_owned(),
-            namespace: topology.lb.name().to_owned(),
-            directory,
-            bpffs,
-            child,
-        };
+        fs::write(directory.join("headgate.yaml"), config)?;
+        let namespace = topology.lb.name().to_owned();
+        let child = spawn(binary, &namespace, &directory, &bpffs, arguments)?;
+        let mut agent = Self { binary: binary.to_owned(), namespace, directory, bpffs, child };
         agent.wait_ready().with_context(|| format!("the agent's log:\n{}", agent.log()))?;
         Ok(agent)
+    }
+
+    /// Ends the process as a crash would, without a word to it.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it anew, with the same configuration and directories, after its end.
+    pub fn restart(&mut self, arguments: &[&str]) -> Result<()> {
+        self.child = spawn(&self.binary, &self.namespace, &self.directory, &self.bpffs, arguments)?;
+        self.wait_ready().with_context(|| format!("the agent's log:\n{}", self.log()))
     }
 
     /// `headgate status --json`
@@ -203,6 +201,25 @@ impl Drop for Agent {
     }
 }
 
+fn spawn(
+    binary: &Path,
+    namespace: &str,
+    directory: &Path,
+    bpffs: &Path,
+    arguments: &[&str],
+) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(directory.join("log"))?;
+    let mut command = netns::command(namespace, binary);
+    command.arg("run").arg("-c").arg(directory.join("headgate.yaml")).args(arguments);
+    command.arg("--bpffs").arg(bpffs).arg("--run-dir").arg(directory.join("run"));
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot start {}", binary.display()))
+}
+
 /// A configuration with a wildcard listener of each family on port 80, spread by round robin over the topology's
 /// backends, and `mode` forced.
 pub fn config(mode: &str, topology: &Topology) -> String {
@@ -211,7 +228,7 @@ pub fn config(mode: &str, topology: &Topology) -> String {
         hosts.collect::<Vec<_>>().join(", ")
     };
     format!(
-        r#"datapath: {{ mode: {mode}, interfaces: auto }}
+        r#"datapath: {{ mode: {mode}, interfaces: auto, max_flows: 65536 }}
 listeners:
   - {{ name: http4, address: "0.0.0.0:{HTTP}", cluster: web4 }}
   - {{ name: http6, address: "[::]:{HTTP}", cluster: web6 }}

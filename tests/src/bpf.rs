@@ -183,7 +183,7 @@ fn pin(program: &OwnedFd, path: &Path) -> Result<()> {
 }
 
 /// bpf(2). `attributes` must be the structure that `command` expects, with live pointers in it.
-fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
+pub(crate) fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes at `attributes` and what its pointers refer to; both outlive
     // the call, and the commands used here write nothing.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };

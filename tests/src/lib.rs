@@ -1,5 +1,5 @@
 //! The harness for tests with real hosts: network namespaces, web servers, clients, faults on the wire, and the
-//! agent under test in the middle.
+//! agent under test in the middle. And that for tests of the loaded programs with one packet at a time: [`prog`].
 //!
 //! Needs root and Linux 6.18 or any other kernel with veth, HTB and `cls_bpf`; `cargo xtask setup` installs the
 //! programs it runs (iproute2, ethtool, nginx, curl, util-linux). Whatever a test makes is named after its
@@ -12,9 +12,14 @@ pub mod curl;
 pub mod faults;
 pub mod gateway;
 pub mod http;
+pub mod maps;
 pub mod netns;
 pub mod nginx;
+pub mod packet;
 pub mod payload;
+pub mod prog;
 pub mod rung;
+pub mod sample;
 pub mod scenario;
 pub mod topology;
+pub mod verifier;

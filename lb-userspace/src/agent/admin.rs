@@ -72,7 +72,8 @@ impl AdminSocket {
             );
         }
         let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;
+        let listener =
+            UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
         let (sender, queries) = mpsc::channel(16);
         let accepting = tokio::spawn(async move {

@@ -35,7 +35,8 @@ impl Agent {
         if let Some(kernel) = &mut self.kernel {
             kernel.drain(&self.config, &self.network).await?;
         }
-        let timeout = self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max().unwrap_or_default();
+        let timeout =
+            self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max().unwrap_or_default();
         log::info!("draining, for at most {}", humantime::format_duration(timeout));
         self.wait_for_flows(watch, Instant::now() + timeout).await?;
         match &self.kernel {

@@ -194,7 +194,9 @@ impl KernelSide {
         let known = std::mem::take(&mut self.interfaces);
         for link in wanted {
             match known.iter().find(|interface| interface.index == link.index) {
-                Some(interface) => self.interfaces.push(Interface { name: link.name.clone(), ..interface.clone() }),
+                Some(interface) => {
+                    self.interfaces.push(Interface { name: link.name.clone(), ..interface.clone() })
+                }
                 None => {
                     let interface = self.attach_one(&link).await?;
                     log::info!("{}: {} ({})", link.name, rung_name(interface.rung), interface.why);
@@ -221,7 +223,8 @@ impl KernelSide {
     }
 
     async fn attach_one(&mut self, link: &Link) -> Result<Interface> {
-        let described = |rung, why: String| Interface { index: link.index, name: link.name.clone(), rung, why };
+        let described =
+            |rung, why: String| Interface { index: link.index, name: link.name.clone(), rung, why };
         if !link.ethernet {
             return Ok(described(None, "no Ethernet device: not supported yet".into()));
         }

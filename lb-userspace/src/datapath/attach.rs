@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
 use aya::util::KernelVersion;
@@ -125,7 +127,9 @@ fn tc_pin(pins: &Pins, index: u32) -> PathBuf {
 fn pinned(pin: &Path) -> Result<Option<FdLink>> {
     match PinnedLink::from_pin(pin) {
         Ok(link) => Ok(Some(link.into())),
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(None)
+        }
         Err(error) => Err(error).with_context(|| format!("opening {}", pin.display())),
     }
 }

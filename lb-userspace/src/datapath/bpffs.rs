@@ -27,7 +27,9 @@ pub fn prepare(directory: &Path) -> Result<()> {
     let mode = Mode::from(0o700);
     match rustix::fs::mkdir(directory, mode) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(_) => std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display())),
+        Err(_) => {
+            std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))
+        }
     }
 }
 

@@ -149,10 +149,7 @@ mod tests {
         Contents {
             backends: BTreeMap::from([(1, backend)]),
             slots: BTreeMap::from([(0, vec![1])]),
-            services4: HashMap::from([(
-                ServiceKey { address: V4(7), port: 80, protocol: [6, 0] },
-                service,
-            )]),
+            services4: HashMap::from([(ServiceKey { address: V4(7), port: 80, protocol: [6, 0] }, service)]),
             snat_ports: vec![1, 2],
             ..Contents::default()
         }

@@ -52,7 +52,8 @@ pub struct Kernel {
 impl Kernel {
     /// Takes the maps out of a loaded object.
     pub fn new(mut ebpf: Ebpf) -> Result<Self> {
-        let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+        let mut take =
+            |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
         let v4 = family(&mut take, [names::FLOWS4, names::HALF4, names::SERVICES4, names::ROUTES4], 0)?;
         let v6 = family(&mut take, [names::FLOWS6, names::HALF6, names::SERVICES6, names::ROUTES6], 1)?;
         let clusters = Mapped::<Window>::new(&data(take(names::CLUSTERS)?)?)?;
@@ -198,7 +199,9 @@ impl Kernel {
     /// Flows opened to a backend since the maps were made.
     pub fn opened(&self, backend: u32) -> Result<Opened> {
         let per_cpu = self.opened.get(&backend, 0)?;
-        Ok(per_cpu.iter().fold(Opened::default(), |sum, one| Opened { xdp: sum.xdp + one.xdp, tc: sum.tc + one.tc }))
+        Ok(per_cpu
+            .iter()
+            .fold(Opened::default(), |sum, one| Opened { xdp: sum.xdp + one.xdp, tc: sum.tc + one.tc }))
     }
 
     /// How often each reason was counted, on both rungs together; those that never were are left out.
@@ -253,7 +256,11 @@ fn data(map: Map) -> Result<MapData> {
     }
 }
 
-fn set_route<A: aya::Pod>(routes: &mut LpmTrie<MapData, A, u32>, prefix: Prefix<A>, hop: Option<u32>) -> Result<()> {
+fn set_route<A: aya::Pod>(
+    routes: &mut LpmTrie<MapData, A, u32>,
+    prefix: Prefix<A>,
+    hop: Option<u32>,
+) -> Result<()> {
     let key = RouteKey::new(prefix.1 as u32, prefix.0);
     match hop {
         Some(hop) => Ok(routes.insert(&key, hop, 0)?),

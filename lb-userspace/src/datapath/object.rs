@@ -81,7 +81,8 @@ impl Pins {
                     for entry in entries {
                         let path = entry?.path();
                         if !path.is_dir() {
-                            std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+                            std::fs::remove_file(&path)
+                                .with_context(|| format!("removing {}", path.display()))?;
                         }
                     }
                     std::fs::remove_dir(&directory)
@@ -109,7 +110,8 @@ pub fn load(max_flows: u32, pins: Option<&Pins>) -> Result<Ebpf> {
     }
     if let Some(pins) = pins {
         for directory in [pins.maps(), pins.links()] {
-            std::fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+            std::fs::create_dir_all(&directory)
+                .with_context(|| format!("creating {}", directory.display()))?;
         }
         for name in PINNED {
             loader.map_pin_path(name, pins.map(name));
@@ -133,7 +135,10 @@ pub fn pinned_max_flows(pins: &Pins) -> Result<Option<u32>> {
     let entries = info.max_entries();
     let extra = flow_entries(0);
     if entries <= extra {
-        bail!("{} is no flow map of this version; `headgate unload` takes it away", pins.map(names::FLOWS4).display());
+        bail!(
+            "{} is no flow map of this version; `headgate unload` takes it away",
+            pins.map(names::FLOWS4).display()
+        );
     }
     Ok(Some((entries - extra) / 2))
 }

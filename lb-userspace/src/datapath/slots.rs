@@ -17,7 +17,8 @@ pub struct SlotSpace {
 impl SlotSpace {
     /// A table of `size` slots, of which `windows` are in use.
     pub fn new(size: u32, windows: impl IntoIterator<Item = Window>) -> Self {
-        let taken = windows.into_iter().filter(|window| window.count > 0).map(|window| (window, None)).collect();
+        let taken =
+            windows.into_iter().filter(|window| window.count > 0).map(|window| (window, None)).collect();
         Self { size, taken }
     }
 

@@ -1,0 +1,746 @@
+//! Several CPUs at once: packets that are worked on by threads of which one at a time may go on, from one operation
+//! on the tables to the next, as a schedule says. Small cases run under every schedule with few switches, larger ones
+//! under random schedules.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use lb_common::balance::policy::ROUND_ROBIN;
+use lb_common::host::{Frame, HostTables, run};
+use lb_common::host_packets::PacketBuilder;
+use lb_common::host_scenario::{BACKEND_SIDE, CLIENT_SIDE, client, vip};
+use lb_common::off_path;
+use lb_common::open;
+use lb_common::reason::Fate;
+use lb_common::tables::{Backend, NextHop, Service, ServiceKey, Settings, Window};
+use lb_common::tcp::flags::{ACK, FIN, SYN};
+use lb_common::work::Work;
+use lb_common::{FlowRef, Key, Reason, Rung, Tables, V4, V6};
+use proptest::prelude::*;
+
+use crate::world::{BOTH, Connection, World, client_packet};
+
+/// More operations than any packet needs, for all threads together.
+const MAX_STEPS: usize = 2_000;
+
+/// Who may go on, and for how long.
+#[derive(Clone, Debug)]
+enum Plan {
+    /// This thread begins, and at these operations (counted over all threads) the next one takes over.
+    Switches { first: usize, at: Vec<usize> },
+    /// Before each operation the next of these is taken, modulo the number of threads that have not finished.
+    Draws(Vec<usize>),
+}
+
+struct State {
+    turn: usize,
+    unfinished: Vec<usize>,
+    steps: usize,
+}
+
+struct Scheduler {
+    plan: Plan,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+impl Scheduler {
+    fn new(threads: usize, plan: Plan) -> Self {
+        let turn = match &plan {
+            Plan::Switches { first, .. } => first % threads,
+            Plan::Draws(draws) => draws.first().unwrap_or(&0) % threads,
+        };
+        let state = State { turn, unfinished: (0..threads).collect(), steps: 0 };
+        Self { plan, state: Mutex::new(state), moved: Condvar::new() }
+    }
+
+    fn wait_for_turn(&self, thread: usize) -> MutexGuard<'_, State> {
+        let state = self.state.lock().expect("no panic while locked");
+        self.moved.wait_while(state, |state| state.turn != thread).expect("no panic while locked")
+    }
+
+    /// An operation of `thread` is to come.
+    fn step(&self, thread: usize) {
+        let mut state = self.wait_for_turn(thread);
+        let step = state.steps;
+        state.steps += 1;
+        let at = state.unfinished.iter().position(|other| *other == thread).expect("unfinished");
+        let next = match &self.plan {
+            Plan::Switches { at: switches, .. } => at + switches.contains(&step) as usize,
+            Plan::Draws(draws) => draws.get(step).copied().unwrap_or(at),
+        };
+        state.turn = state.unfinished[next % state.unfinished.len()];
+        self.moved.notify_all();
+        drop(state);
+        assert!(step < MAX_STEPS, "no end in sight");
+        drop(self.wait_for_turn(thread));
+    }
+}
+
+/// Hands on the turn when a thread ends, even by a panic.
+struct Finish<'s>(&'s Scheduler, usize);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock().expect("no panic while locked");
+        state.unfinished.retain(|thread| *thread != self.1);
+        if state.turn == self.1
+            && let Some(next) = state.unfinished.first()
+        {
+            state.turn = *next;
+        }
+        self.0.moved.notify_all();
+    }
+}
+
+/// The tables as one packet sees them: something may happen before each operation on what others change.
+struct Interleaved<'s> {
+    tables: &'s HostTables,
+    before: &'s dyn Fn(),
+}
+
+impl Interleaved<'_> {
+    fn inner<A: lb_common::Address>(&self) -> &HostTables
+    where
+        HostTables: Tables<A>,
+    {
+        (self.before)();
+        self.tables
+    }
+}
+
+macro_rules! interleaved {
+    ($address:ty) => {
+        impl Tables<$address> for Interleaved<'_> {
+            fn established(&self, key: &Key<$address>) -> Option<FlowRef<'_, $address>> {
+                self.inner::<$address>().established(key)
+            }
+            fn half_open(&self, key: &Key<$address>) -> Option<FlowRef<'_, $address>> {
+                self.inner::<$address>().half_open(key)
+            }
+            fn insert_established(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
+                self.inner::<$address>().insert_established(key, flow)
+            }
+            fn insert_half_open(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
+                self.inner::<$address>().insert_half_open(key, flow)
+            }
+            fn replace_half_open(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
+                self.inner::<$address>().replace_half_open(key, flow)
+            }
+            fn remove_established(&self, key: &Key<$address>) {
+                self.inner::<$address>().remove_established(key)
+            }
+            fn remove_half_open(&self, key: &Key<$address>) {
+                self.inner::<$address>().remove_half_open(key)
+            }
+            fn live(&self) -> u64 {
+                Tables::<$address>::live(self.inner::<$address>())
+            }
+            fn count_opened(&self, backend: u32, rung: Rung) {
+                Tables::<$address>::count_opened(self.inner::<$address>(), backend, rung)
+            }
+
+            // What follows belongs to the thread, or is the agent's, who is not here.
+            fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {
+                self.tables.service(key)
+            }
+            fn window(&self, cluster: u32) -> Option<Window> {
+                Tables::<$address>::window(self.tables, cluster)
+            }
+            fn cursor(&self, cluster: u32) -> u32 {
+                Tables::<$address>::cursor(self.tables, cluster)
+            }
+            fn set_cursor(&self, cluster: u32, position: u32) {
+                Tables::<$address>::set_cursor(self.tables, cluster, position)
+            }
+            fn slot(&self, index: u32) -> Option<u32> {
+                Tables::<$address>::slot(self.tables, index)
+            }
+            fn backend(&self, index: u32) -> Option<&Backend> {
+                Tables::<$address>::backend(self.tables, index)
+            }
+            fn next_hop(&self, index: u32) -> Option<&NextHop> {
+                Tables::<$address>::next_hop(self.tables, index)
+            }
+            fn route(&self, address: $address) -> Option<u32> {
+                self.tables.route(address)
+            }
+            fn snat_address(&self, index: u32) -> Option<$address> {
+                self.tables.snat_address(index)
+            }
+            fn snat_port(&self, index: u32) -> Option<u16> {
+                Tables::<$address>::snat_port(self.tables, index)
+            }
+            fn settings(&self) -> Option<Settings> {
+                Tables::<$address>::settings(self.tables)
+            }
+            fn work(&self) -> Option<&Work<$address>> {
+                self.tables.work()
+            }
+            fn handle_off_path(&self) -> off_path::Code {
+                off_path::handle::<$address, _>(self)
+            }
+            fn open(&self) -> off_path::Code {
+                off_path::open::<$address, _>(self)
+            }
+            fn choose(&self) -> u32 {
+                open::choose::<$address, _>(self)
+            }
+            fn reserve_port(&self) -> u32 {
+                open::reserve_port::<$address, _>(self)
+            }
+            fn random(&self) -> u32 {
+                Tables::<$address>::random(self.tables)
+            }
+            fn precise_now(&self) -> u64 {
+                Tables::<$address>::precise_now(self.tables)
+            }
+        }
+    };
+}
+interleaved!(V4);
+interleaved!(V6);
+
+/// What became of one of several packets.
+#[derive(Debug)]
+struct Outcome {
+    reason: Reason,
+    frame: Frame,
+}
+
+impl Outcome {
+    fn fate(&self) -> Fate {
+        self.reason.fate()
+    }
+
+    fn is(&self, reason: Reason) -> bool {
+        self.reason == reason
+    }
+}
+
+/// Handles a packet, with `before` each operation.
+fn handle(world: &World, ingress: u32, packet: &PacketBuilder, before: &dyn Fn()) -> Outcome {
+    let arrived = packet.build();
+    let mut frame = arrived.clone();
+    let result = run(&world.env(ingress), &mut frame, &Interleaved { tables: &world.tables, before });
+    assert_eq!(result.sent.is_some(), result.reason.fate() == Fate::Forwarded);
+    assert!(result.sent.is_some() || frame == arrived);
+    Outcome { reason: result.reason, frame }
+}
+
+/// Handles the packets at once; also says how many operations they took.
+fn at_once(world: &World, packets: &[(u32, PacketBuilder)], plan: Plan) -> (Vec<Outcome>, usize) {
+    let scheduler = Scheduler::new(packets.len(), plan);
+    let outcomes = std::thread::scope(|scope| {
+        let threads: Vec<_> = packets
+            .iter()
+            .enumerate()
+            .map(|(thread, (ingress, packet))| {
+                let scheduler = &scheduler;
+                scope.spawn(move || {
+                    let _finish = Finish(scheduler, thread);
+                    handle(world, *ingress, packet, &|| scheduler.step(thread))
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let steps = scheduler.state.lock().expect("no panic while locked").steps;
+    (outcomes, steps)
+}
+
+/// One case: a world and the packets to handle in it at once, and what must hold afterwards.
+struct Case<'c> {
+    world: &'c dyn Fn() -> World,
+    packets: &'c dyn Fn(&World) -> Vec<(u32, PacketBuilder)>,
+    check: &'c dyn Fn(&World, &[Outcome]),
+}
+
+impl Case<'_> {
+    fn run(&self, plan: Plan) -> usize {
+        let world = (self.world)();
+        let packets = (self.packets)(&world);
+        let (outcomes, steps) = at_once(&world, &packets, plan.clone());
+        let reasons: Vec<_> = outcomes.iter().map(|outcome| outcome.reason.name()).collect();
+        let told = Told(format!("under {plan:?}: {reasons:?}"));
+        (self.check)(&world, &outcomes);
+        check_pairs(&world);
+        std::mem::forget(told);
+        steps
+    }
+
+    /// Every schedule with up to two switches between the threads, besides those at their ends.
+    fn run_all(&self) {
+        let threads = (self.packets)(&(self.world)()).len();
+        for first in 0..threads {
+            let steps = self.run(Plan::Switches { first, at: vec![] });
+            for one in 0..steps {
+                for two in one..steps {
+                    let at = if one == two { vec![one] } else { vec![one, two] };
+                    self.run(Plan::Switches { first, at });
+                }
+            }
+        }
+    }
+}
+
+/// Names the schedule if a check fails.
+struct Told(String);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        eprintln!("{}", self.0);
+    }
+}
+
+/// What holds whatever happened: a forward entry has the reverse entry of its generation, and that one leads back.
+fn check_pairs(world: &World) {
+    let established = world.tables.v4.established_entries();
+    let half_open = world.tables.v4.half_open_entries();
+    for (key, flow) in &established {
+        let of_peer = |entries: &[(Key<V4>, lb_common::Flow<V4>)]| {
+            entries.iter().find(|(key, _)| *key == flow.out.reversed()).map(|(_, peer)| *peer)
+        };
+        if flow.is_forward() {
+            let peer = of_peer(&established).expect("a reverse entry");
+            assert_eq!(peer.generation, flow.generation);
+            assert_eq!(peer.out.reversed(), *key);
+        }
+    }
+    for (key, flow) in half_open.iter().filter(|(_, flow)| flow.is_forward() && !flow.is_tombstone()) {
+        let reverse = half_open.iter().find(|(key, _)| *key == flow.out.reversed());
+        let (reverse_key, reverse) = reverse.expect("a reverse entry");
+        assert_eq!(reverse.generation, flow.generation);
+        assert_eq!(reverse.out.reversed(), *key);
+        assert!(!established.iter().any(|(key, _)| key == reverse_key), "two flows own one port");
+    }
+    assert_eq!(world.live(false), established.iter().filter(|(_, flow)| !flow.is_forward()).count() as u64);
+}
+
+fn world(backends: u32) -> World {
+    World::new(Rung::Tc, ROUND_ROBIN, backends)
+}
+
+fn with_attempts(mut world: World, attempts: u16) -> World {
+    world.tables.v4.services.values_mut().for_each(|service| service.attempts = attempts);
+    world.tables.v6.services.values_mut().for_each(|service| service.attempts = attempts);
+    world
+}
+
+fn with_ports(mut world: World, ports: u32) -> World {
+    world.tables.settings.snat_ports = ports;
+    world
+}
+
+fn syn(n: u16, isn: u32) -> (u32, PacketBuilder) {
+    (CLIENT_SIDE, client_packet(client(false, n)).flags(SYN).seq(isn).mss(1000))
+}
+
+fn syn_ack(connection: &Connection) -> (u32, PacketBuilder) {
+    (BACKEND_SIDE, connection.of_backend().flags(SYN).seq(connection.backend_isn))
+}
+
+fn opened(outcome: &Outcome, n: u16, isn: u32) -> Connection {
+    Connection::of_syn(client(false, n), isn, &outcome.frame)
+}
+
+/// The connection that the client's half-open entry stands for.
+fn current(world: &World, n: u16, isn: u32) -> Connection {
+    let entries = world.tables.v4.half_open_entries();
+    let SocketAddr::V4(address) = client(false, n) else { unreachable!("an IPv4 client") };
+    let client_port = address.port().to_be();
+    let (_, flow) = entries
+        .iter()
+        .find(|(key, flow)| {
+            flow.is_forward() && key.source == V4::from(*address.ip()) && key.source_port == client_port
+        })
+        .expect("a half-open entry");
+    let ip = |address: V4| std::net::IpAddr::from(address);
+    let std::net::IpAddr::V4(backend) = ip(flow.out.destination) else { unreachable!("an IPv4 backend") };
+    let [.., low] = backend.octets();
+    let backend = low as u32 - 1;
+    let snat = SocketAddr::new(ip(flow.out.source), u16::from_be(flow.out.source_port));
+    Connection {
+        client: client(false, n),
+        backend,
+        snat,
+        isn,
+        backend_isn: isn.wrapping_mul(0x9e37_79b1) ^ backend,
+    }
+}
+
+/// The rest of a handshake, in order.
+fn finish(world: &World, connection: &Connection) {
+    world.answer(connection);
+    world.client_sends(connection, connection.of_client(), Reason::ESTABLISHED);
+    works(world, connection);
+}
+
+fn works(world: &World, connection: &Connection) {
+    world.client_sends(connection, connection.of_client().payload(b"up"), Reason::FORWARD);
+    world.backend_sends(connection, connection.of_backend().payload(b"down"), Reason::REVERSE);
+}
+
+/// After copies of one SYN, whatever became of each: one connection, and nobody else is let through.
+fn one_connection(world: &World, outcomes: &[Outcome], isn: u32) {
+    let sent: Vec<_> = outcomes.iter().filter(|outcome| outcome.fate() == Fate::Forwarded).collect();
+    assert!(!sent.is_empty());
+    assert!(
+        outcomes.iter().all(|outcome| outcome.fate() == Fate::Forwarded || outcome.is(Reason::SYN_RACED))
+    );
+    let winner = current(world, 1, isn);
+    assert!(sent.iter().any(|outcome| opened(outcome, 1, isn) == winner));
+    for other in sent.iter().map(|outcome| opened(outcome, 1, isn)).filter(|other| *other != winner) {
+        let (ingress, late) = syn_ack(&other);
+        world.receive(ingress, late.build()).left(Reason::ABANDONED);
+    }
+    finish(world, &winner);
+    assert_eq!(world.live(false), 1);
+}
+
+#[test]
+fn copies_of_a_first_syn() {
+    Case {
+        world: &|| world(3),
+        packets: &|_| vec![syn(1, 7), syn(1, 7)],
+        check: &|world, outcomes| one_connection(world, outcomes, 7),
+    }
+    .run_all();
+}
+
+/// With one attempt allowed no second backend hears of it.
+#[test]
+fn copies_of_a_first_syn_count_as_one_attempt() {
+    Case {
+        world: &|| with_attempts(world(3), 1),
+        packets: &|_| vec![syn(1, 7), syn(1, 7)],
+        check: &|world, outcomes| {
+            let sent = outcomes.iter().filter(|outcome| outcome.fate() == Fate::Forwarded);
+            let backends: std::collections::HashSet<_> =
+                sent.map(|outcome| opened(outcome, 1, 7).backend).collect();
+            assert_eq!(backends.len(), 1);
+            one_connection(world, outcomes, 7);
+        },
+    }
+    .run_all();
+}
+
+/// Copies of a repeated SYN, two attempts left.
+#[test]
+fn copies_of_a_repeated_syn() {
+    Case {
+        world: &|| {
+            let world = world(4);
+            world.open(client(false, 1), 7, Reason::NEW_FLOW);
+            world
+        },
+        packets: &|_| vec![syn(1, 7), syn(1, 7)],
+        check: &|world, outcomes| {
+            assert!(outcomes.iter().all(|outcome| outcome.fate() != Fate::Passed));
+            finish(world, &current(world, 1, 7));
+        },
+    }
+    .run_all();
+}
+
+/// The backend's answer and the client's repeated SYN cross: either the backend is settled and the SYN follows it, or
+/// the SYN moves on and the answer comes to nothing.
+#[test]
+fn an_answer_crosses_a_repeated_syn() {
+    Case {
+        world: &|| {
+            let world = world(3);
+            world.open(client(false, 1), 7, Reason::NEW_FLOW);
+            world
+        },
+        packets: &|world| vec![syn_ack(&current(world, 1, 7)), syn(1, 7)],
+        check: &|world, outcomes| {
+            let (answer, repeated) = (&outcomes[0], &outcomes[1]);
+            let now = current(world, 1, 7);
+            if answer.is(Reason::SYN_ACK) {
+                assert!(repeated.is(Reason::SYN_REPEATED) || repeated.is(Reason::SYN_RACED), "{repeated:?}");
+                assert_eq!(now.backend, 0);
+                world.client_sends(&now, now.of_client(), Reason::ESTABLISHED);
+                works(world, &now);
+            } else {
+                assert!(answer.is(Reason::ABANDONED));
+                assert!(repeated.is(Reason::SYN_RETRIED));
+                assert_eq!(now.backend, 1);
+                finish(world, &now);
+            }
+        },
+    }
+    .run_all();
+}
+
+fn answered() -> World {
+    let world = world(3);
+    let connection = world.open(client(false, 1), 7, Reason::NEW_FLOW);
+    world.answer(&connection);
+    world
+}
+
+/// The client's ACK and its first data on two CPUs: none may go up, where the stack would reset the connection.
+#[test]
+fn two_promotions() {
+    Case {
+        world: &answered,
+        packets: &|world| {
+            let connection = current(world, 1, 7);
+            let data = connection.of_client().payload(b"first");
+            vec![(CLIENT_SIDE, connection.of_client()), (CLIENT_SIDE, data)]
+        },
+        check: &|world, outcomes| {
+            for outcome in outcomes {
+                assert!(outcome.is(Reason::ESTABLISHED) || outcome.is(Reason::FORWARD), "{outcome:?}");
+            }
+            assert_eq!((world.established(false), world.half_open(false), world.live(false)), (2, 0, 1));
+        },
+    }
+    .run_all();
+}
+
+/// The backend repeats its SYN-ACK, or the client its SYN, while another CPU promotes the flow.
+#[test]
+fn repetitions_cross_a_promotion() {
+    Case {
+        world: &answered,
+        packets: &|world| {
+            let connection = current(world, 1, 7);
+            vec![(CLIENT_SIDE, connection.of_client()), syn_ack(&connection)]
+        },
+        check: &|world, outcomes| {
+            assert!(outcomes[0].is(Reason::ESTABLISHED));
+            assert!(outcomes[1].is(Reason::SYN_ACK) || outcomes[1].is(Reason::REVERSE), "{:?}", outcomes[1]);
+            assert_eq!((world.established(false), world.half_open(false)), (2, 0));
+        },
+    }
+    .run_all();
+    Case {
+        world: &answered,
+        packets: &|world| vec![(CLIENT_SIDE, current(world, 1, 7).of_client()), syn(1, 7)],
+        check: &|world, outcomes| {
+            assert!(outcomes[0].is(Reason::ESTABLISHED), "{outcomes:?}");
+            assert_ne!(outcomes[1].fate(), Fate::Passed);
+            assert!(!outcomes[1].is(Reason::NEW_FLOW) && !outcomes[1].is(Reason::SYN_RETRIED));
+            assert_eq!((world.established(false), world.live(false)), (2, 1));
+        },
+    }
+    .run_all();
+}
+
+#[test]
+fn two_clients_want_one_port() {
+    Case {
+        world: &|| with_ports(world(1), 1),
+        packets: &|_| vec![syn(1, 7), syn(2, 7)],
+        check: &|world, outcomes| {
+            let won = |outcome: &Outcome| outcome.is(Reason::NEW_FLOW);
+            assert_eq!(outcomes.iter().filter(|outcome| won(outcome)).count(), 1);
+            assert_eq!(outcomes.iter().filter(|outcome| outcome.is(Reason::NO_PORT)).count(), 1);
+            let n = if won(&outcomes[0]) { 1 } else { 2 };
+            finish(world, &current(world, n, 7));
+        },
+    }
+    .run_all();
+}
+
+/// A port that is just being promoted is taken all the time.
+#[test]
+fn a_client_wants_the_port_of_a_promotion() {
+    Case {
+        world: &|| {
+            let world = with_ports(world(1), 1);
+            let connection = world.open(client(false, 1), 7, Reason::NEW_FLOW);
+            world.answer(&connection);
+            world
+        },
+        packets: &|world| vec![(CLIENT_SIDE, current(world, 1, 7).of_client()), syn(2, 7)],
+        check: &|world, outcomes| {
+            assert!(outcomes[0].is(Reason::ESTABLISHED));
+            assert!(outcomes[1].is(Reason::NO_PORT));
+            assert_eq!((world.established(false), world.half_open(false)), (2, 1));
+        },
+    }
+    .run_all();
+}
+
+/// One copy of a SYN finds a port, the other none: if one went up, so does what follows.
+#[test]
+fn copies_of_a_syn_with_one_port() {
+    Case {
+        world: &|| with_ports(world(1), 1),
+        packets: &|_| vec![syn(1, 7), syn(1, 7)],
+        check: &|world, outcomes| {
+            if outcomes.iter().any(|outcome| outcome.fate() == Fate::Passed) {
+                world.on_client_side(&client_packet(client(false, 1)).seq(8).ack(9)).left(Reason::TOMBSTONE);
+                world.on_client_side(&syn(1, 7).1).left(Reason::TOMBSTONE);
+                for sent in outcomes.iter().filter(|outcome| outcome.fate() == Fate::Forwarded) {
+                    let (ingress, late) = syn_ack(&opened(sent, 1, 7));
+                    world.receive(ingress, late.build()).left(Reason::ABANDONED);
+                }
+            } else {
+                one_connection(world, outcomes, 7);
+            }
+        },
+    }
+    .run_all();
+}
+
+/// Copies of a SYN on the tuple of an ended flow, whose last ACK comes late.
+#[test]
+fn copies_of_a_syn_that_reuses_a_tuple() {
+    Case {
+        world: &|| {
+            let world = world(3);
+            let old = world.connect(client(false, 1), 7);
+            world.client_sends(&old, old.of_client().flags(FIN | ACK), Reason::FORWARD);
+            world.backend_sends(&old, old.of_backend().flags(FIN | ACK), Reason::REVERSE);
+            world
+        },
+        packets: &|_| vec![syn(1, 500_000_000), syn(1, 500_000_000)],
+        check: &|world, outcomes| {
+            assert!(world.flow_of(client(false, 1), vip(false)).is_none(), "the old entry is gone");
+            assert!(outcomes.iter().all(|outcome| outcome.fate() != Fate::Passed));
+            finish(world, &current(world, 1, 500_000_000));
+            assert_eq!((world.established(false), world.live(false)), (3, 2));
+        },
+    }
+    .run_all();
+}
+
+/// Handles a packet once for each of its operations, before which the whole `story` takes place.
+fn interrupted(
+    world: &dyn Fn() -> World,
+    (ingress, packet): (u32, PacketBuilder),
+    story: &(dyn Fn(&World) + Sync),
+    check: &dyn Fn(&World, &Outcome),
+) {
+    let mut at = 0;
+    loop {
+        let (world, step) = (world(), Cell::new(0));
+        let outcome = handle(&world, ingress, &packet, &|| {
+            let now = step.replace(step.get() + 1);
+            if now == at {
+                // The room to work in is the thread's, hence another one.
+                std::thread::scope(|scope| {
+                    let world = &world;
+                    scope.spawn(move || story(world));
+                });
+            }
+        });
+        if step.get() <= at {
+            break;
+        }
+        check(&world, &outcome);
+        check_pairs(&world);
+        at += 1;
+    }
+    assert!(at > 5, "a packet of {at} operations");
+}
+
+/// A CPU dawdles over a copy of a SYN while the others carry the connection through its handshake.
+#[test]
+fn a_slow_copy_of_a_syn() {
+    interrupted(
+        &|| world(3),
+        syn(1, 7),
+        &|world| {
+            let outcome = world.on_client_side(&syn(1, 7).1);
+            assert_eq!(outcome.reason.fate(), Fate::Forwarded);
+            finish(world, &current(world, 1, 7));
+        },
+        &|world, outcome| {
+            assert_ne!(outcome.fate(), Fate::Passed);
+            let (_, flow) = world.tables.v4.established_entries().pop().expect("the connection");
+            let forward = world.flow_of(client(false, 1), vip(false)).expect("its forward entry");
+            assert_eq!(forward.generation, flow.generation);
+            assert_eq!((world.established(false), world.live(false)), (2, 1));
+        },
+    );
+}
+
+/// A CPU dawdles over a copy of a SYN while another one finds no port for it and sends it up.
+#[test]
+fn a_slow_copy_of_a_syn_that_goes_up() {
+    let went_up = AtomicBool::new(false);
+    interrupted(
+        &|| with_ports(world(1), 1),
+        syn(1, 7),
+        &|world| {
+            world.on_client_side(&syn(2, 7).1);
+            let outcome = world.on_client_side(&syn(1, 7).1);
+            went_up.store(outcome.reason.fate() == Fate::Passed, Relaxed);
+            // The port is free again.
+            for (key, flow) in world.tables.v4.half_open_entries() {
+                if !flow.is_tombstone()
+                    && !flow.is_forward()
+                    && flow.out.destination_port == client(false, 2).port().to_be()
+                {
+                    world.tables.v4.evict_half_open(&key);
+                    world.tables.v4.evict_half_open(&flow.out.reversed());
+                }
+            }
+        },
+        &|world, outcome| {
+            if went_up.load(Relaxed) {
+                assert_ne!(outcome.fate(), Fate::Forwarded);
+                world.on_client_side(&client_packet(client(false, 1)).seq(8).ack(9)).left(Reason::TOMBSTONE);
+            } else {
+                finish(world, &current(world, 1, 7));
+            }
+        },
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Anything of one handshake at once, on four CPUs.
+    #[test]
+    fn a_crowd(
+        draws in proptest::collection::vec(0usize..4, 0..120),
+        kinds in proptest::collection::vec(0usize..7, 4),
+        answered_before in any::<bool>(),
+        ports in 1u32..4,
+    ) {
+        let world = with_ports(world(2), ports);
+        let connection = world.open(client(false, 1), 7, Reason::NEW_FLOW);
+        if answered_before {
+            world.answer(&connection);
+        }
+        let packets: Vec<_> = kinds
+            .iter()
+            .map(|kind| match kind {
+                0 => syn(1, 7),
+                1 => syn(1, 70_000_000),
+                2 => syn(2, 7),
+                3 => syn_ack(&connection),
+                4 => (CLIENT_SIDE, connection.of_client()),
+                5 => (CLIENT_SIDE, connection.of_client().payload(b"data")),
+                _ => (BACKEND_SIDE, connection.of_backend().seq(0).flags(lb_common::tcp::flags::RST)),
+            })
+            .collect();
+        let (outcomes, _) = at_once(&world, &packets, Plan::Draws(draws));
+        let reasons: Vec<_> = outcomes.iter().map(|outcome| outcome.reason.name()).collect();
+        // A SYN with another number takes the tuple away from the connection, which may leave it in pieces.
+        if !kinds.contains(&1) {
+            check_pairs(&world);
+            if answered_before {
+                let of_client = outcomes.iter().zip(&kinds).filter(|(_, kind)| matches!(kind, 4 | 5));
+                for (outcome, _) in of_client {
+                    prop_assert_eq!(outcome.fate(), Fate::Forwarded, "{:?}", &reasons);
+                }
+            }
+        }
+        // Afterwards there is room for others as before: no port is lost to a loser of a race.
+        let ended = world.live(false) as usize + world.half_open(false);
+        prop_assert!(ended <= 1 + 2 * kinds.len() + 2, "{:?}", &reasons);
+        for v6 in BOTH {
+            let outcome = world.on_client_side(&client_packet(client(v6, 9)).flags(SYN));
+            prop_assert!(outcome.reason == Reason::NEW_FLOW || outcome.reason == Reason::NO_PORT);
+        }
+    }
+}

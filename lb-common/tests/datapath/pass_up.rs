@@ -1,0 +1,197 @@
+//! SYNs that go up to the proxy, and what keeps their connections there; limits of the tables.
+
+use crate::world::{BOTH, RUNGS, World, client_packet};
+use lb_common::balance::policy::ROUND_ROBIN;
+use lb_common::host_packets::PacketBuilder;
+use lb_common::host_scenario::{backend_index, client, next_hop};
+use lb_common::tables::{HALF_OPEN_ENTRIES, backend, flow_entries, service};
+use lb_common::tcp::flags::{ACK, FIN, SYN};
+use lb_common::{Reason, Rung};
+
+fn syn(v6: bool, n: u16, isn: u32) -> PacketBuilder {
+    client_packet(client(v6, n)).flags(SYN).seq(isn)
+}
+
+/// Makes the world refuse SYNs, and gives the reason that is to be expected.
+type Obstacle = (fn(&mut World, bool), Reason);
+
+const OBSTACLES: [Obstacle; 11] = [
+    (
+        |world, _| {
+            world.tables.v4.services.values_mut().for_each(|service| service.flags |= service::DRAINING);
+            world.tables.v6.services.values_mut().for_each(|service| service.flags |= service::DRAINING);
+        },
+        Reason::DRAINING,
+    ),
+    (|world, _| world.tables.settings.max_flows = 0, Reason::TABLE_FULL),
+    (|world, v6| world.tables.windows[v6 as usize].count = 0, Reason::NO_BACKEND),
+    (|world, _| world.tables.slots.fill(0), Reason::NO_BACKEND),
+    (|world, _| each_backend(world, |backend| backend.flags = 0), Reason::NO_BACKEND),
+    (|world, _| each_backend(world, |backend| backend.flags |= backend::PROXY_ONLY), Reason::PROXY_BACKEND),
+    (|world, _| each_backend(world, |backend| backend.flags ^= backend::V6), Reason::PROXY_BACKEND),
+    (|world, _| each_backend(world, |backend| backend.hop = 0), Reason::NO_NEXT_HOP),
+    (|world, _| world.tables.next_hops[next_hop::ROUTER as usize].flags = 0, Reason::NO_ROUTE),
+    (
+        |world, _| {
+            world.tables.v4.routes.clear();
+            world.tables.v6.routes.clear();
+        },
+        Reason::NO_ROUTE,
+    ),
+    (|world, _| world.tables.settings.snat_ports = 0, Reason::NO_PORT),
+];
+
+fn each_backend(world: &mut World, change: fn(&mut lb_common::tables::Backend)) {
+    world.tables.backends.iter_mut().skip(1).for_each(change);
+}
+
+/// All of them on both rungs and in both families.
+fn obstacles() -> impl Iterator<Item = (Rung, bool, Obstacle)> {
+    RUNGS.into_iter().flat_map(|rung| {
+        BOTH.into_iter().flat_map(move |v6| OBSTACLES.into_iter().map(move |obstacle| (rung, v6, obstacle)))
+    })
+}
+
+#[test]
+fn a_syn_that_went_up_is_followed_by_its_repetitions() {
+    for (rung, v6, (obstruct, reason)) in obstacles() {
+        let mut world = World::new(rung, ROUND_ROBIN, 2);
+        let open = World::new(rung, ROUND_ROBIN, 2);
+        obstruct(&mut world, v6);
+        world.on_client_side(&syn(v6, 1, 7)).left(reason);
+        assert_eq!((world.half_open(v6), world.established(v6)), (1, 0));
+        // The way is free again, but this connection is the proxy's.
+        world.tables.settings = open.tables.settings;
+        world.tables.windows = open.tables.windows.clone();
+        world.tables.slots = open.tables.slots.clone();
+        world.tables.backends = open.tables.backends.clone();
+        world.tables.next_hops = open.tables.next_hops.clone();
+        world.tables.v4.routes = open.tables.v4.routes.clone();
+        world.tables.v6.routes = open.tables.v6.routes.clone();
+        world.tables.v4.services = open.tables.v4.services.clone();
+        world.tables.v6.services = open.tables.v6.services.clone();
+        for second in 0..3 {
+            world.wait(20);
+            world.on_client_side(&syn(v6, 1, 7 + second)).left(Reason::TOMBSTONE);
+        }
+        world.on_client_side(&client_packet(client(v6, 1)).seq(8).ack(1)).left(Reason::TOMBSTONE);
+        // Others are not affected; and in the end the tuple is free for a new connection.
+        world.connect(client(v6, 2), 1);
+        world.wait(41);
+        world.connect(client(v6, 1), 1);
+    }
+}
+
+/// A new SYN on the tuple of an ended flow goes up: the old entry must not take the packets that follow.
+#[test]
+fn an_ended_flow_does_not_capture_a_proxied_connection() {
+    for (rung, v6, (obstruct, reason)) in obstacles() {
+        let mut world = World::new(rung, ROUND_ROBIN, 2);
+        let old = world.connect(client(v6, 1), 1_000);
+        world.client_sends(&old, old.of_client().flags(FIN | ACK), Reason::FORWARD);
+        world.backend_sends(&old, old.of_backend().flags(FIN | ACK), Reason::REVERSE);
+        obstruct(&mut world, v6);
+        world.on_client_side(&syn(v6, 1, 900_000)).left(reason);
+        world.on_client_side(&client_packet(client(v6, 1)).seq(900_001).ack(5)).left(Reason::TOMBSTONE);
+        world
+            .on_client_side(&client_packet(client(v6, 1)).seq(900_001).ack(5).payload(b"x"))
+            .left(Reason::TOMBSTONE);
+    }
+}
+
+/// A repeated SYN whose first copy went to a backend stays with it, whatever stands in the way of a second attempt.
+#[test]
+fn a_syn_that_was_sent_on_does_not_go_up() {
+    for (rung, v6, (obstruct, reason)) in obstacles() {
+        // These stand in the way of the first backend as well.
+        if reason == Reason::NO_ROUTE {
+            continue;
+        }
+        let mut world = World::new(rung, ROUND_ROBIN, 2);
+        let connection = world.open(client(v6, 1), 7, Reason::NEW_FLOW);
+        obstruct(&mut world, v6);
+        for _ in 0..4 {
+            world.client_sends(&connection, syn(v6, 1, 7), Reason::SYN_REPEATED);
+        }
+        world.answer(&connection);
+        world.client_sends(&connection, connection.of_client(), Reason::ESTABLISHED);
+    }
+}
+
+/// Obstacles that lie behind the established flows leave them alone.
+#[test]
+fn established_flows_do_not_mind() {
+    for (rung, v6, (obstruct, reason)) in obstacles() {
+        if reason == Reason::NO_ROUTE {
+            continue;
+        }
+        let mut world = World::new(rung, ROUND_ROBIN, 2);
+        let connection = world.connect(client(v6, 1), 7);
+        obstruct(&mut world, v6);
+        world.client_sends(&connection, connection.of_client().payload(b"up"), Reason::FORWARD);
+        world.backend_sends(&connection, connection.of_backend().payload(b"down"), Reason::REVERSE);
+    }
+}
+
+/// A backend that only the proxy can reach has its turn, and then the next one has: 2 of 3 connections stay.
+#[test]
+fn round_robin_goes_on_behind_a_proxied_turn() {
+    for rung in RUNGS {
+        for v6 in BOTH {
+            let mut world = World::new(rung, ROUND_ROBIN, 3);
+            let index = backend_index(v6, 3, 1) as usize;
+            world.tables.backends[index].flags |= backend::PROXY_ONLY;
+            for round in 0..4 {
+                assert_eq!(world.open(client(v6, round * 3), 1, Reason::NEW_FLOW).backend, 0);
+                world.on_client_side(&syn(v6, round * 3 + 1, 1)).left(Reason::PROXY_BACKEND);
+                assert_eq!(world.open(client(v6, round * 3 + 2), 1, Reason::NEW_FLOW).backend, 2);
+            }
+        }
+    }
+}
+
+#[test]
+fn ports_run_out_one_by_one() {
+    for rung in RUNGS {
+        for v6 in BOTH {
+            let mut world = World::new(rung, ROUND_ROBIN, 1);
+            world.tables.settings.snat_ports = 16;
+            let mut ports = std::collections::HashSet::new();
+            let mut refused = 0;
+            for n in 0..300 {
+                let outcome = world.on_client_side(&syn(v6, n, 1));
+                if outcome.reason == Reason::NEW_FLOW {
+                    let connection = crate::world::Connection::of_syn(client(v6, n), 1, &outcome.frame);
+                    assert!(ports.insert(connection.snat), "{} twice", connection.snat);
+                } else {
+                    outcome.left(Reason::NO_PORT);
+                    refused += 1;
+                }
+            }
+            assert_eq!((ports.len(), refused), (16, 284));
+            // A tombstone for each of the refused, two entries for each of the others, nothing else.
+            assert_eq!(world.half_open(v6), 284 + 2 * 16);
+        }
+    }
+}
+
+/// Handshakes under way when the limit is reached all find room: the map is larger than the limit by as many.
+#[test]
+fn promotion_finds_room_at_the_limit() {
+    for rung in RUNGS {
+        for v6 in BOTH {
+            let mut world = World::new(rung, ROUND_ROBIN, 2);
+            world.tables.settings.max_flows = 3;
+            let connections: Vec<_> =
+                (0..300).map(|n| world.open(client(v6, n), 5, Reason::NEW_FLOW)).collect();
+            for connection in &connections {
+                world.answer(connection);
+                world.client_sends(connection, connection.of_client(), Reason::ESTABLISHED);
+            }
+            assert_eq!((world.live(v6), world.established(v6), world.half_open(v6)), (300, 600, 0));
+            world.on_client_side(&syn(v6, 301, 1)).left(Reason::TABLE_FULL);
+        }
+    }
+    // As many as the half-open map can hold, on top of as many as are allowed.
+    assert_eq!(flow_entries(3), 2 * 3 + HALF_OPEN_ENTRIES);
+}

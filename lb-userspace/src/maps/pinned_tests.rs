@@ -1,0 +1,139 @@
+//! The views over maps of the kernel, pinned, with no agent: needs root and a BPF file system.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use aya::maps::{HashMap, MapData};
+use lb_common::host::HostTables;
+use lb_common::tables::{ServiceKey, Settings, names};
+use lb_common::tcp::flags;
+use lb_common::{Flow, Key};
+use serde_json::Value;
+
+use super::*;
+use crate::datapath::bpffs;
+use crate::datapath::contents::Step;
+use crate::datapath::kernel::Kernel;
+use crate::datapath::object;
+use crate::explain::{Names, Packet, Protocol, explain};
+use crate::test_tables::{CLIENT, VIP, address, established_flow, key, send, tables};
+
+/// Takes the pins away in any case.
+struct Pinned(Pins);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.0.remove().expect("the test's own pins");
+    }
+}
+
+/// Writes what the host's tables hold into the kernel's.
+fn fill(kernel: &mut Kernel, pins: &Pins, host: &HostTables) {
+    let service = ServiceKey { address: address("10.0.0.1"), port: 80u16.to_be(), protocol: [6, 0] };
+    let mut steps = vec![
+        Step::Device(1, true),
+        Step::Slots(0, host.slots[16..].to_vec()),
+        Step::Route4((address("10.0.0.0"), 24), Some(1)),
+        Step::SnatAddress(0, host.snat_addresses[0]),
+        Step::SnatPorts(host.snat_ports.clone()),
+        Step::Settings(Settings { max_flows: 1000, snat_ports: host.snat_ports.len() as u32 }),
+        Step::Service4(service, Some(host.v4.services[&service])),
+    ];
+    for (index, hop) in host.next_hops.iter().enumerate().skip(1) {
+        // The loopback interface is in every namespace.
+        steps.push(Step::Hop(index as u32, Some(NextHop { ifindex: 1, device: 1, ..*hop })));
+    }
+    for (index, backend) in host.backends.iter().enumerate().skip(1) {
+        steps.push(Step::Backend(index as u32, Some(*backend)));
+    }
+    for step in steps {
+        kernel.apply(step).unwrap();
+    }
+    let maps = PinnedMaps::open(pins).unwrap();
+    let put = |name, entries: Vec<(Key<V4>, Flow<V4>)>| {
+        let mut map: HashMap<MapData, Key<V4>, Flow<V4>> = maps.typed(name).unwrap();
+        for (key, flow) in entries {
+            map.insert(key, flow, 0).unwrap();
+        }
+    };
+    put(names::FLOWS4, host.v4.established_entries());
+    put(names::HALF4, host.v4.half_open_entries());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn pinned_maps_are_listed_dumped_and_explained() {
+    let root = format!("/sys/fs/bpf/headgate-test-views-{}", std::process::id());
+    bpffs::prepare(Path::new(&root)).unwrap();
+    let pinned = Pinned(Pins::new(Path::new(&root)));
+    let pins = &pinned.0;
+    let mut kernel = Kernel::new(object::load(1000, Some(pins)).unwrap()).unwrap();
+
+    let described: BTreeSet<String> = MAPS.iter().map(|map| map.name.to_owned()).collect();
+    let there = std::fs::read_dir(pins.maps()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(there.collect::<BTreeSet<_>>(), described);
+
+    let now = monotonic_now();
+    let host = tables();
+    host.set_clock(now);
+    established_flow(&host, now);
+    let reason = send(&host, now, key("10.0.0.2:40001", VIP), flags::SYN, 7, 0, 0);
+    assert_eq!(reason.name(), "new_flow");
+    fill(&mut kernel, pins, &host);
+    drop(kernel);
+
+    let json = |text: String| serde_json::from_str::<Value>(&text).unwrap();
+    let list = json(super::list(pins, true).unwrap());
+    let entries = |name: &str| {
+        let row = list.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+        assert!(row["memory_bytes"].as_u64().unwrap() > 0, "{row}");
+        row["entries"].as_u64().unwrap()
+    };
+    assert_eq!(entries("FLOWS4"), 2);
+    assert_eq!(entries("FLOWS6"), 0);
+    assert_eq!(entries("HALF4"), 2);
+    assert_eq!(entries("SERVICES4"), 1);
+    assert_eq!(entries("ROUTES4"), 1);
+    assert_eq!(entries("SLOTS"), 2);
+    assert_eq!(entries("BACKENDS"), 2);
+    assert_eq!(entries("NEXT_HOPS"), 2);
+    assert_eq!(entries("SNAT_ADDRESSES"), 1);
+    assert_eq!(entries("SNAT_PORTS"), 1024);
+    assert_eq!(entries("DEVICES"), 1);
+    println!("{}", super::list(pins, false).unwrap());
+
+    for map in MAPS {
+        let rows = json(super::dump(pins, map.name, true).unwrap());
+        assert!(rows.is_array(), "{}: {rows}", map.name);
+        println!("{}:\n{}", map.name, super::dump(pins, map.name, false).unwrap());
+    }
+    let flows = json(super::dump(pins, "flows", true).unwrap());
+    assert_eq!((flows[0]["client"].as_str(), flows[0]["direction"].as_str()), (Some(CLIENT), Some("forward")));
+    assert_eq!((flows[1]["backend"].as_str(), flows[1]["direction"].as_str()), (Some("10.0.1.2:8080"), Some("reverse")));
+    assert_eq!(json(super::dump(pins, "backends", true).unwrap())[1]["address"], "10.0.1.3:8080");
+    assert_eq!(json(super::dump(pins, "routes", true).unwrap())[0]["prefix"], "10.0.0.0/24");
+    let ports = json(super::dump(pins, "snat-ports", true).unwrap());
+    assert_eq!(ports, serde_json::json!([{ "first": 1024, "last": 2047, "ports": 1024 }]));
+
+    let rows = read::flows(pins).unwrap();
+    assert_eq!(rows.len(), 2);
+    println!("{}", crate::flows::flows_table(&rows));
+
+    let names = Names { listener: &|id| Some(format!("listener {id}")), cluster: &|_| None };
+    let ask = |from: &str, to: &str| {
+        let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+        let packet = Packet { from, to, proto: Protocol::Tcp, interface: None, rung: None };
+        let answer = explain(pins, &packet, &names).unwrap();
+        println!("{}", answer.render(false).unwrap());
+        answer
+    };
+    let answer = ask(CLIENT, VIP);
+    assert_eq!((answer.reason, answer.backend), ("forward", Some("10.0.1.2:8080".parse().unwrap())));
+    let answer = ask("10.0.1.2:8080", &answer.snat.unwrap().to_string());
+    assert_eq!((answer.reason, answer.interface.as_deref()), ("reverse", Some("lo")));
+    let answer = ask("10.0.0.2:50000", VIP);
+    assert_eq!((answer.reason, answer.backend), ("new_flow", Some("10.0.1.3:8080".parse().unwrap())));
+    assert_eq!(ask("10.0.0.2:50000", "10.0.0.9:80").reason, "no_flow");
+    let after = json(super::list(pins, true).unwrap());
+    assert_eq!(after, list, "nothing was changed");
+}

@@ -1,0 +1,146 @@
+//! BACKENDS, OPENED, SNAT_ADDRESSES, SNAT_PORTS: where connections go to, and from which addresses of ours.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+use lb_common::tables::{Backend, Opened, Settings, backend, names};
+use serde::Serialize;
+
+use super::{Context, address_of_words, backend_address, ranges, render};
+use crate::table::{left, or_dash, right};
+
+#[derive(Serialize)]
+struct BackendRow {
+    index: u32,
+    address: Option<SocketAddr>,
+    cluster: u32,
+    next_hop: u32,
+    device: Option<String>,
+    snat_addresses: Vec<IpAddr>,
+    /// The kernel leaves its connections to the proxy.
+    proxy_only: bool,
+}
+
+pub(super) fn backends(context: &Context<'_>, json: bool) -> Result<String> {
+    let snat = snat_words(context)?;
+    let rows: Vec<BackendRow> = context
+        .backends()
+        .map(|(index, backend)| BackendRow {
+            index,
+            address: backend_address(&backend),
+            cluster: backend.cluster,
+            next_hop: backend.hop,
+            device: (backend.hop > 0 && backend.hop < context.hops.len())
+                .then(|| context.devices.name(context.hops.get(backend.hop).ifindex)),
+            snat_addresses: snat_range(&backend)
+                .filter_map(|index| snat.get(index as usize))
+                .map(|words| address_of_words(*words))
+                .collect(),
+            proxy_only: backend.flags & backend::PROXY_ONLY != 0,
+        })
+        .collect();
+    let columns = [
+        right("BACKEND"),
+        left("ADDRESS"),
+        right("CLUSTER"),
+        right("HOP"),
+        left("DEVICE"),
+        left("SNAT ADDRESSES"),
+        left(""),
+    ];
+    render(&rows, json, columns, |row| {
+        let snat: Vec<String> = row.snat_addresses.iter().map(IpAddr::to_string).collect();
+        [
+            row.index.to_string(),
+            or_dash(row.address),
+            row.cluster.to_string(),
+            if row.next_hop == 0 { "-".into() } else { row.next_hop.to_string() },
+            or_dash(row.device.as_ref()),
+            if snat.is_empty() { "-".into() } else { snat.join(", ") },
+            if row.proxy_only { "proxy only".into() } else { String::new() },
+        ]
+    })
+}
+
+/// Indices of a backend's SNAT addresses.
+fn snat_range(backend: &Backend) -> std::ops::Range<u32> {
+    backend.snat_first..backend.snat_first.saturating_add(backend.snat_count)
+}
+
+/// As many of the SNAT addresses as backends use.
+pub(super) fn snat_count(context: &Context<'_>) -> u32 {
+    context.backends().map(|(_, backend)| snat_range(&backend).end).max().unwrap_or(0)
+}
+
+fn snat_words(context: &Context<'_>) -> Result<Vec<[u32; 4]>> {
+    context.maps.array(names::SNAT_ADDRESSES, snat_count(context))
+}
+
+#[derive(Serialize)]
+struct OpenedRow {
+    backend: u32,
+    address: Option<SocketAddr>,
+    xdp: u64,
+    tc: u64,
+}
+
+pub(super) fn opened(context: &Context<'_>, json: bool) -> Result<String> {
+    let sum = |by_cpu: &Vec<Opened>| {
+        by_cpu.iter().fold((0, 0), |(xdp, tc), opened| (xdp + opened.xdp, tc + opened.tc))
+    };
+    let rows: Vec<OpenedRow> = context
+        .maps
+        .per_cpu::<Opened>(names::OPENED)?
+        .iter()
+        .enumerate()
+        .map(|(index, by_cpu)| (index as u32, sum(by_cpu)))
+        .map(|(backend, (xdp, tc))| OpenedRow { backend, address: context.backend_address(backend), xdp, tc })
+        .filter(|row| row.address.is_some() || row.xdp + row.tc > 0)
+        .collect();
+    let columns = [right("BACKEND"), left("ADDRESS"), right("XDP"), right("TC")];
+    render(&rows, json, columns, |row| {
+        [row.backend.to_string(), or_dash(row.address), row.xdp.to_string(), row.tc.to_string()]
+    })
+}
+
+#[derive(Serialize)]
+struct SnatAddressRow {
+    index: u32,
+    address: IpAddr,
+    backends: usize,
+}
+
+pub(super) fn snat_addresses(context: &Context<'_>, json: bool) -> Result<String> {
+    let used = |index| context.backends().filter(|(_, backend)| snat_range(backend).contains(&index)).count();
+    let rows: Vec<SnatAddressRow> = snat_words(context)?
+        .into_iter()
+        .enumerate()
+        .map(|(index, words)| (index as u32, address_of_words(words)))
+        .map(|(index, address)| SnatAddressRow { index, address, backends: used(index) })
+        .collect();
+    render(&rows, json, [right("INDEX"), left("ADDRESS"), right("BACKENDS")], |row| {
+        [row.index.to_string(), row.address.to_string(), row.backends.to_string()]
+    })
+}
+
+/// How many of the ports are in use.
+pub(super) fn port_count(context: &Context<'_>) -> Result<u32> {
+    Ok(context.maps.mapped::<Settings>(names::SETTINGS)?.get(0).snat_ports)
+}
+
+#[derive(Serialize)]
+struct PortRange {
+    first: u32,
+    last: u32,
+    ports: u32,
+}
+
+pub(super) fn snat_ports(context: &Context<'_>, json: bool) -> Result<String> {
+    let ports = context.maps.array::<u16>(names::SNAT_PORTS, port_count(context)?)?;
+    let ports = ports.into_iter().map(|port| u16::from_be(port) as u32).collect();
+    let row = |(first, last)| PortRange { first, last, ports: last - first + 1 };
+    let rows: Vec<PortRange> = ranges(ports).into_iter().map(row).collect();
+    render(&rows, json, [right("FIRST"), right("LAST"), right("PORTS")], |row| {
+        [row.first.to_string(), row.last.to_string(), row.ports.to_string()]
+    })
+}

@@ -1,0 +1,190 @@
+//! The kernel's program and the host's code side by side, over tables in the same state.
+
+use std::collections::BTreeMap;
+
+use lb_common::host::{Frame, HostTables, Result as HostResult, run};
+use lb_common::host_packets::PacketBuilder;
+use lb_common::parse::parse_link;
+use lb_common::reason::Fate;
+use lb_common::tables::names;
+use lb_common::{Env, Reason, Rung};
+use lb_tests::maps;
+use lb_tests::packet::answer_to;
+use lb_tests::prog::{Bed, Device, Devices, coarse_now};
+use lb_tests::sample;
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+const TC_ACT_SHOT: u32 = 2;
+const TC_ACT_REDIRECT: u32 = 7;
+
+/// Both, and the tables.
+pub(crate) struct Lockstep {
+    pub(crate) bed: Bed,
+    pub(crate) host: HostTables,
+    /// On which rung packets run.
+    pub(crate) rung: Rung,
+    /// How often each outcome was seen so far.
+    pub(crate) seen: BTreeMap<&'static str, u32>,
+}
+
+/// What both agreed on.
+#[derive(Debug)]
+pub(crate) struct Agreed {
+    pub(crate) reason: Reason,
+    /// The interface that the packet leaves by.
+    pub(crate) sent: Option<u32>,
+    /// The frame afterwards, all its tags in it.
+    pub(crate) frame: Vec<u8>,
+}
+
+/// Runs `work` once on each rung, with the sample tables.
+pub(crate) fn on_each_rung(work: impl Fn(&mut Lockstep) + Sync) {
+    Bed::run(sample::MAX_FLOWS, |bed| {
+        let mut lockstep = Lockstep::new(bed);
+        for rung in [Rung::Xdp, Rung::Tc] {
+            lockstep.start(rung);
+            work(&mut lockstep);
+            lockstep.compare_tables();
+        }
+    });
+}
+
+impl Lockstep {
+    pub(crate) fn new(bed: Bed) -> Self {
+        let host = sample::tables(&bed.devices);
+        Self { bed, host, rung: Rung::Xdp, seen: BTreeMap::new() }
+    }
+
+    /// Begins anew with the sample tables and no flows.
+    pub(crate) fn start(&mut self, rung: Rung) {
+        self.start_with(rung, sample::tables(&self.bed.devices));
+    }
+
+    /// Begins anew with these tables.
+    pub(crate) fn start_with(&mut self, rung: Rung, tables: HostTables) {
+        maps::fill(&mut self.bed.ebpf, &tables).unwrap();
+        self.host = tables;
+        self.rung = rung;
+    }
+
+    pub(crate) fn devices(&self) -> Devices {
+        self.bed.devices
+    }
+
+    /// A segment that comes in by the clients' interface.
+    pub(crate) fn from_client(&mut self, segment: &PacketBuilder) -> Agreed {
+        self.frame(self.devices().client, &segment.build().0)
+    }
+
+    /// A segment that comes in by the backends' interface.
+    pub(crate) fn from_backend(&mut self, segment: &PacketBuilder) -> Agreed {
+        self.frame(self.devices().backend, &segment.build().0)
+    }
+
+    /// Any frame, made out to the interface that it comes in by. Panics where the two differ.
+    pub(crate) fn frame(&mut self, ingress: Device, frame: &[u8]) -> Agreed {
+        let mut frame = frame.to_vec();
+        frame[..6].copy_from_slice(&ingress.mac);
+        self.frame_as_it_is(ingress, &frame)
+    }
+
+    /// Any frame, whomever it is to.
+    pub(crate) fn frame_as_it_is(&mut self, ingress: Device, frame: &[u8]) -> Agreed {
+        let host = self.on_host(ingress, frame);
+        let kernel = self.bed.packet(self.rung, ingress.ifindex, frame).unwrap();
+        let (action, reason) = self.wanted(ingress, &host);
+        let context = || {
+            format!(
+                "{:?} on {:?}\nframe  {}\nhost   {host:?}\nkernel {kernel:?}",
+                self.rung,
+                ingress,
+                hex(frame)
+            )
+        };
+        assert_eq!(kernel.reasons, [(self.rung, reason, 1)], "counters: {}", context());
+        assert_eq!(kernel.action, action, "action: {}", context());
+        let bytes = self.wanted_bytes(frame, &host);
+        assert_eq!(hex(&kernel.frame), hex(&bytes), "bytes: {}", context());
+        assert_ne!(reason, Reason::REWRITE_FAILED, "{}", context());
+        *self.seen.entry(reason.name()).or_default() += 1;
+        Agreed { reason, sent: host.0.sent.map(|(ifindex, _)| ifindex), frame: host.1 }
+    }
+
+    /// Panics if the flow tables are not the same.
+    pub(crate) fn compare_tables(&self) {
+        let (ebpf, host) = (&self.bed.ebpf, &self.host);
+        let mut differences = maps::differences(ebpf, names::FLOWS4, names::HALF4, &host.v4).unwrap();
+        differences.extend(maps::differences(ebpf, names::FLOWS6, names::HALF6, &host.v6).unwrap());
+        assert!(
+            differences.is_empty(),
+            "flow tables differ after packets on {:?}:\n{}",
+            self.rung,
+            differences.join("\n")
+        );
+    }
+
+    fn on_host(&self, ingress: Device, frame: &[u8]) -> (HostResult, Vec<u8>) {
+        // On TC the kernel has said already whose the packet is.
+        if self.rung == Rung::Tc && frame[..6] != ingress.mac {
+            return (HostResult { reason: Reason::NOT_UNICAST, sent: None }, frame.to_vec());
+        }
+        let env = Env { rung: self.rung, ingress: ingress.ifindex, now: coarse_now() };
+        let mut after = Frame(frame.to_vec());
+        let result = run(&env, &mut after, &self.host);
+        (result, after.0)
+    }
+
+    /// The action that the kernel has to take, and the reason.
+    fn wanted(&self, ingress: Device, (result, _): &(HostResult, Vec<u8>)) -> (u32, Reason) {
+        let reason = result.reason;
+        assert_eq!(
+            result.sent.is_some(),
+            reason.fate() == Fate::Forwarded,
+            "{reason:?} and {:?}",
+            result.sent
+        );
+        let action = match (self.rung, result.sent, reason.fate()) {
+            (Rung::Xdp, Some((out, _)), _) if out == ingress.ifindex => XDP_TX,
+            // The host has no device map.
+            (Rung::Xdp, Some((out, _)), _) if out == self.devices().unmapped.ifindex => {
+                return (XDP_DROP, Reason::HOP_GONE);
+            }
+            (Rung::Xdp, Some(_), _) => XDP_REDIRECT,
+            (Rung::Xdp, None, Fate::Dropped) => XDP_DROP,
+            (Rung::Xdp, None, _) => XDP_PASS,
+            (Rung::Tc, Some(_), _) => TC_ACT_REDIRECT,
+            (Rung::Tc, None, Fate::Dropped) => TC_ACT_SHOT,
+            (Rung::Tc, None, _) => TC_ACT_UNSPEC,
+        };
+        (action, reason)
+    }
+
+    /// The bytes that the kernel has to show: the host's, but an outer tag that TC pushes goes into the skb's metadata.
+    fn wanted_bytes(&self, before: &[u8], (result, after): &(HostResult, Vec<u8>)) -> Vec<u8> {
+        if self.rung == Rung::Xdp || result.sent.is_none() {
+            return after.clone();
+        }
+        let tags =
+            |frame: &[u8]| parse_link(&Frame(frame.to_vec())).expect("a frame that was forwarded").tags;
+        if tags(before) == tags(after) || tags(after).count == 0 {
+            return after.clone();
+        }
+        [&after[..12], &after[16..]].concat()
+    }
+}
+
+impl Agreed {
+    /// A bare segment of whoever gets the frame, to whoever it seems to come from.
+    pub(crate) fn answer(&self) -> PacketBuilder {
+        assert!(self.sent.is_some(), "nobody gets the frame: {:?}", self.reason);
+        answer_to(&self.frame)
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
