@@ -31,8 +31,8 @@ fn two_entries_make_one_row() {
     assert_eq!(row.snat.unwrap().ip().to_string(), "10.0.1.1");
     assert_eq!((row.state, row.rung), (State::Established, Carrier::Tc));
     assert_eq!((row.bytes_in, row.bytes_out), (300, 4_000));
-    // The SYN and the SYN-ACK do not count once the flow is established.
-    assert_eq!((row.packets_in, row.packets_out), (Some(2), Some(3)));
+    // The handshake's packets count.
+    assert_eq!((row.packets_in, row.packets_out), (Some(3), Some(3)));
     assert_eq!((row.age_s, row.idle_s), (10.0, 7.0));
 }
 

@@ -246,7 +246,7 @@ clusters:
 }
 
 /// The binary to test: `$HEADGATE`, or the one that cargo built beside these tests.
-fn headgate() -> Result<PathBuf> {
+pub fn headgate() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("HEADGATE") {
         return Ok(path.into());
     }

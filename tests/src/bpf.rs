@@ -102,26 +102,27 @@ impl Drop for PinnedProgram {
 
 /// `struct bpf_insn` of linux/bpf.h; the encodings are those of RFC 9669.
 #[repr(C)]
-struct Instruction {
-    code: u8,
+#[derive(Clone, Copy)]
+pub(crate) struct Instruction {
+    pub(crate) code: u8,
     /// Destination in the low half, source in the high half.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
+    pub(crate) registers: u8,
+    pub(crate) offset: i16,
+    pub(crate) immediate: i32,
 }
 
 impl Instruction {
-    const EXIT: Self = Self { code: 0x95, registers: 0, offset: 0, immediate: 0 };
+    pub(crate) const EXIT: Self = Self { code: 0x95, registers: 0, offset: 0, immediate: 0 };
     /// r0 = `bpf_get_prandom_u32()`
     const RANDOM: Self = Self { code: 0x85, registers: 0, offset: 0, immediate: 7 };
 
     /// r`to` = immediate
-    const fn set(to: u8, immediate: i32) -> Self {
+    pub(crate) const fn set(to: u8, immediate: i32) -> Self {
         Self { code: 0xb7, registers: to, offset: 0, immediate }
     }
 
     /// r`to` = r`from`
-    const fn copy(to: u8, from: u8) -> Self {
+    pub(crate) const fn copy(to: u8, from: u8) -> Self {
         Self { code: 0xbf, registers: from << 4 | to, offset: 0, immediate: 0 }
     }
 
@@ -150,7 +151,7 @@ fn load(kind: u32, flags: u32, instructions: &[Instruction]) -> io::Result<Owned
         kern_version: u32,
         prog_flags: u32,
     }
-    let attributes = Attributes {
+    let mut attributes = Attributes {
         prog_type: kind,
         insn_cnt: instructions.len().try_into().expect("a handful"),
         insns: instructions.as_ptr() as u64,
@@ -161,7 +162,7 @@ fn load(kind: u32, flags: u32, instructions: &[Instruction]) -> io::Result<Owned
         kern_version: 0,
         prog_flags: flags,
     };
-    let fd = bpf(5, &attributes)?;
+    let fd = bpf(5, &mut attributes)?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -176,17 +177,18 @@ fn pin(program: &OwnedFd, path: &Path) -> Result<()> {
     }
     let name = CString::new(path.as_os_str().as_bytes())?;
     let bpf_fd = program.as_raw_fd().cast_unsigned();
-    match bpf(6, &Attributes { pathname: name.as_ptr() as u64, bpf_fd, file_flags: 0 }) {
+    match bpf(6, &mut Attributes { pathname: name.as_ptr() as u64, bpf_fd, file_flags: 0 }) {
         Ok(_) => Ok(()),
         Err(error) => bail!(error),
     }
 }
 
 /// bpf(2). `attributes` must be the structure that `command` expects, with live pointers in it.
-pub(crate) fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes at `attributes` and what its pointers refer to; both outlive
-    // the call, and the commands used here write nothing.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
+pub(crate) fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: the kernel reads and writes `size_of::<T>()` bytes at `attributes`, integers all of them, and what its
+    // pointers refer to; both outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {

@@ -6,6 +6,7 @@
 //! process and goes when the test ends, also by a panic.
 
 pub mod agent;
+pub mod bench;
 mod bpf;
 pub mod cmd;
 pub mod curl;

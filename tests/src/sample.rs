@@ -199,10 +199,10 @@ fn add(tables: &mut HostTables, v6: bool, port: u16, policy: u32, attempts: u16,
     let (port, protocol) = (port.to_be(), [TCP, 0]);
     match vip(v6, 0).ip() {
         IpAddr::V4(vip) => {
-            drop(tables.v4.services.insert(ServiceKey { address: V4::from(vip), port, protocol }, service))
+            tables.v4.services.insert(ServiceKey { address: V4::from(vip), port, protocol }, service);
         }
         IpAddr::V6(vip) => {
-            drop(tables.v6.services.insert(ServiceKey { address: V6::from(vip), port, protocol }, service))
+            tables.v6.services.insert(ServiceKey { address: V6::from(vip), port, protocol }, service);
         }
     }
 }

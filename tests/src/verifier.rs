@@ -108,7 +108,7 @@ fn load_btf(btf: &[u8]) -> Result<OwnedFd> {
     let mut attributes: BtfLoad = unsafe { std::mem::zeroed() };
     attributes.btf = btf.as_ptr() as u64;
     attributes.btf_size = btf.len().try_into()?;
-    let fd = bpf(BPF_BTF_LOAD, &attributes).context("the kernel does not take the object's BTF")?;
+    let fd = bpf(BPF_BTF_LOAD, &mut attributes).context("the kernel does not take the object's BTF")?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -146,7 +146,7 @@ fn load(
     load.line_info = lines.as_ptr() as u64;
     load.line_info_rec_size = function.line_info_rec_size.try_into()?;
     load.line_info_cnt = function.line_info.len().try_into()?;
-    let loaded = bpf(BPF_PROG_LOAD, &load);
+    let loaded = bpf(BPF_PROG_LOAD, &mut load);
     let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
     let log = String::from_utf8_lossy(&log[..end]).into_owned();
     let fd = loaded.with_context(|| format!("the kernel does not take {name}: {log}"))?;

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use lb_tests::agent::{Agent, config};
+use lb_tests::agent::{Agent, config, headgate};
 use lb_tests::http::sequential;
 use lb_tests::rung::Rung;
 use lb_tests::scenario::{Scenario, Setup, start_nginx};
@@ -49,9 +49,10 @@ fn without_cap_bpf_the_proxy_carries_everything() {
     let _nginx = start_nginx(&topology, None).unwrap();
     let directory = tempdir("nocap");
     let wrapper = directory.join("headgate");
-    let headgate = std::env::var("HEADGATE").unwrap();
+    let headgate = headgate().unwrap();
     let script = format!(
-        "#!/bin/sh\nexec setpriv --bounding-set -bpf,-sys_admin,-perfmon --inh-caps -bpf,-sys_admin,-perfmon {headgate} \"$@\"\n"
+        "#!/bin/sh\nexec setpriv --bounding-set -bpf,-sys_admin,-perfmon --inh-caps -bpf,-sys_admin,-perfmon {} \"$@\"\n",
+        headgate.display()
     );
     std::fs::write(&wrapper, script).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -132,8 +133,7 @@ fn bad_input_is_refused() {
         std::fs::write(&file, text).unwrap();
         let run_dir = directory.join("run");
         let bpffs = scenario.agent.bpffs().with_extension(name);
-        let mut command =
-            lb_tests::netns::command(scenario.topology.lb.name(), std::env::var("HEADGATE").unwrap());
+        let mut command = lb_tests::netns::command(scenario.topology.lb.name(), headgate().unwrap());
         command.arg("run").arg("-c").arg(&file).arg("--run-dir").arg(&run_dir).arg("--bpffs").arg(&bpffs);
         let output = finish(&mut command);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -157,7 +157,7 @@ fn bad_input_is_refused() {
 
     let unknown = finish(&mut scenario.agent.command(&["maps", "dump", "NOPE"]));
     assert_eq!(unknown.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&unknown.stderr).contains("FLOWS4"));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("flows4"));
     std::fs::remove_dir_all(directory).unwrap();
 }
 

@@ -263,7 +263,7 @@ impl Talk {
             reverse(self.world.tables.v4.established_entries())?
         };
         prop_assert_eq!(self.world.live(self.v6), flows as u64);
-        let opened = self.world.tables.opened.lock().unwrap();
+        let opened = self.world.tables.opened.lock().expect("no panic while locked");
         prop_assert_eq!(opened.values().map(|opened| opened.xdp + opened.tc).sum::<u64>(), flows as u64);
         Ok(())
     }

@@ -278,11 +278,10 @@ pub fn unload(pins: &Pins, network: &Snapshot) -> Result<()> {
 
 /// Why TC is better on a link than XDP, if it is.
 async fn slow_kind(link: &Link) -> Option<String> {
-    match link.kind.as_deref() {
-        Some(kind @ ("veth" | "bridge" | "vlan" | "bond" | "vxlan" | "geneve" | "macvlan" | "ipvlan")) => {
-            return Some(format!("a {kind} device: packets are skbs here, which TC handles faster"));
-        }
-        _ => {}
+    if let Some(kind @ ("veth" | "bridge" | "vlan" | "bond" | "vxlan" | "geneve" | "macvlan" | "ipvlan")) =
+        link.kind.as_deref()
+    {
+        return Some(format!("a {kind} device: packets are skbs here, which TC handles faster"));
     }
     match net::xdp_features(link.index).await {
         Ok(Some(features)) if !features.basic => {
@@ -350,8 +349,7 @@ fn adopt(kernel: &Kernel, config: &Config, indices: &mut Indices, contents: &mut
             None => indices.backends.reserve(index),
         }
     }
-    (contents.services4, contents.services6) = kernel.services()?;
-    (contents.routes4, contents.routes6) = kernel.routes()?;
+    kernel.read_served(contents)?;
     for (&(address, bits), &hop) in &contents.routes4 {
         let IpAddr::V4(address) = IpAddr::from(address) else { bail!("an IPv4 address is one") };
         indices.hops.adopt(Destination::Clients(ipnet::Ipv4Net::new(address, bits)?.into()), hop);

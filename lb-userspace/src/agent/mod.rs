@@ -172,7 +172,7 @@ impl Agent {
         Ok(())
     }
 
-    fn housekeep(&mut self) {
+    fn housekeep(&self) {
         let idle = self.idle_timeouts();
         let Some(kernel) = &self.kernel else { return };
         kernel.confirm();

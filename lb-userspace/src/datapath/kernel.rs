@@ -15,7 +15,7 @@ use lb_common::tables::{
 };
 use lb_common::{Reason, Rung, V4, V6};
 
-use crate::datapath::contents::{Prefix, Step};
+use crate::datapath::contents::{Contents, Prefix, Step};
 use crate::datapath::mapped::Mapped;
 use crate::datapath::slots::SlotSpace;
 
@@ -110,7 +110,7 @@ impl Kernel {
     }
 
     /// A hop is out of use while its fields change.
-    fn set_hop(&mut self, index: u32, new: Option<NextHop>) {
+    fn set_hop(&self, index: u32, new: Option<NextHop>) {
         const FLAGS_WORD: usize = std::mem::offset_of!(NextHop, mtu) / 8;
         let old = self.hops.get(index);
         let without_flags = |hop: &NextHop| hop.mtu as u64;
@@ -138,7 +138,7 @@ impl Kernel {
         }
     }
 
-    fn set_backend(&mut self, index: u32, backend: Option<Backend>) {
+    fn set_backend(&self, index: u32, backend: Option<Backend>) {
         match backend {
             Some(backend) => self.backends.set(index, backend),
             None => self.backends.set(index, Backend { flags: 0, ..self.backends.get(index) }),
@@ -182,18 +182,19 @@ impl Kernel {
         (1..self.hops.len()).filter(|&index| self.hops.get(index).flags & hop::USED != 0).collect()
     }
 
-    /// Served addresses, which an earlier agent may have left.
-    pub fn services(&self) -> Result<(HashMap<ServiceKey<V4>, Service>, HashMap<ServiceKey<V6>, Service>)> {
-        let v4 = self.v4.services.iter().collect::<Result<_, _>>()?;
-        let v6 = self.v6.services.iter().collect::<Result<_, _>>()?;
-        Ok((v4, v6))
-    }
-
-    /// Routes, which an earlier agent may have left.
-    pub fn routes(&self) -> Result<(HashMap<Prefix<V4>, u32>, HashMap<Prefix<V6>, u32>)> {
-        let v4 = self.v4.routes.iter().map(|entry| entry.map(|(k, v)| ((k.data(), k.prefix_len() as u8), v)));
-        let v6 = self.v6.routes.iter().map(|entry| entry.map(|(k, v)| ((k.data(), k.prefix_len() as u8), v)));
-        Ok((v4.collect::<Result<_, _>>()?, v6.collect::<Result<_, _>>()?))
+    /// Reads services and routes, which an earlier agent may have left.
+    pub fn read_served(&self, contents: &mut Contents) -> Result<()> {
+        contents.services4 = self.v4.services.iter().collect::<Result<_, _>>()?;
+        contents.services6 = self.v6.services.iter().collect::<Result<_, _>>()?;
+        for entry in self.v4.routes.iter() {
+            let (key, hop) = entry?;
+            contents.routes4.insert((key.data(), key.prefix_len() as u8), hop);
+        }
+        for entry in self.v6.routes.iter() {
+            let (key, hop) = entry?;
+            contents.routes6.insert((key.data(), key.prefix_len() as u8), hop);
+        }
+        Ok(())
     }
 
     /// Flows opened to a backend since the maps were made.

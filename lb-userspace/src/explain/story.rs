@@ -244,7 +244,7 @@ where
         ]
     }
 
-    /// `the flow of client A to V with backend B by SNAT S`, and notes the ends for scripts.
+    /// The flow by its ends, which are noted for scripts too.
     fn name_flow(&mut self, flow: &Flow<A>) -> String {
         let [client, vip, snat, backend] = self.ends(flow);
         self.note_ends(flow, snat, backend);

@@ -132,7 +132,18 @@ fn both_sides_of_an_open_flow() {
     send(&tables, NOW + SECOND, back, flags::ACK, 501, 101, 2048);
     let answer = ask(&tables, Rung::Tc, CLIENT, VIP, NOW + 3 * SECOND);
     assert_says(&answer, &["An ACK from", "eth0"]);
-    assert_says(&answer, &[CLIENT, VIP, "backend 10.0.1.2:8080", "established", "3.0s ago by tc", "2.0 KiB"]);
+    assert_says(
+        &answer,
+        &[
+            CLIENT,
+            VIP,
+            "listener \"http\"",
+            "backend 10.0.1.2:8080",
+            "established",
+            "3.0s ago by tc",
+            "2.0 KiB",
+        ],
+    );
     assert_says(&answer, &["Rewrite", "10.0.1.1:", "to backend 10.0.1.2:8080"]);
     assert_eq!((answer.verdict, answer.reason), ("forwarded", "forward"));
 

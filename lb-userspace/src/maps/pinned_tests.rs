@@ -70,7 +70,9 @@ fn pinned_maps_are_listed_dumped_and_explained() {
     let mut kernel = Kernel::new(object::load(1000, Some(pins)).unwrap()).unwrap();
 
     let described: BTreeSet<String> = MAPS.iter().map(|map| map.name.to_owned()).collect();
-    let there = std::fs::read_dir(pins.maps()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let there = std::fs::read_dir(pins.maps())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(there.collect::<BTreeSet<_>>(), described);
 
     let now = monotonic_now();
@@ -83,9 +85,9 @@ fn pinned_maps_are_listed_dumped_and_explained() {
     drop(kernel);
 
     let json = |text: String| serde_json::from_str::<Value>(&text).unwrap();
-    let list = json(super::list(pins, true).unwrap());
+    let listed = json(list(pins, true).unwrap());
     let entries = |name: &str| {
-        let row = list.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+        let row = listed.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
         assert!(row["memory_bytes"].as_u64().unwrap() > 0, "{row}");
         row["entries"].as_u64().unwrap()
     };
@@ -100,19 +102,25 @@ fn pinned_maps_are_listed_dumped_and_explained() {
     assert_eq!(entries("SNAT_ADDRESSES"), 1);
     assert_eq!(entries("SNAT_PORTS"), 1024);
     assert_eq!(entries("DEVICES"), 1);
-    println!("{}", super::list(pins, false).unwrap());
+    println!("{}", list(pins, false).unwrap());
 
     for map in MAPS {
-        let rows = json(super::dump(pins, map.name, true).unwrap());
+        let rows = json(dump(pins, map.name, true).unwrap());
         assert!(rows.is_array(), "{}: {rows}", map.name);
-        println!("{}:\n{}", map.name, super::dump(pins, map.name, false).unwrap());
+        println!("{}:\n{}", map.name, dump(pins, map.name, false).unwrap());
     }
-    let flows = json(super::dump(pins, "flows", true).unwrap());
-    assert_eq!((flows[0]["client"].as_str(), flows[0]["direction"].as_str()), (Some(CLIENT), Some("forward")));
-    assert_eq!((flows[1]["backend"].as_str(), flows[1]["direction"].as_str()), (Some("10.0.1.2:8080"), Some("reverse")));
-    assert_eq!(json(super::dump(pins, "backends", true).unwrap())[1]["address"], "10.0.1.3:8080");
-    assert_eq!(json(super::dump(pins, "routes", true).unwrap())[0]["prefix"], "10.0.0.0/24");
-    let ports = json(super::dump(pins, "snat-ports", true).unwrap());
+    let flows = json(dump(pins, "flows", true).unwrap());
+    assert_eq!(
+        (flows[0]["client"].as_str(), flows[0]["direction"].as_str()),
+        (Some(CLIENT), Some("forward"))
+    );
+    assert_eq!(
+        (flows[1]["backend"].as_str(), flows[1]["direction"].as_str()),
+        (Some("10.0.1.2:8080"), Some("reverse"))
+    );
+    assert_eq!(json(dump(pins, "backends", true).unwrap())[1]["address"], "10.0.1.3:8080");
+    assert_eq!(json(dump(pins, "routes", true).unwrap())[0]["prefix"], "10.0.0.0/24");
+    let ports = json(dump(pins, "snat-ports", true).unwrap());
     assert_eq!(ports, serde_json::json!([{ "first": 1024, "last": 2047, "ports": 1024 }]));
 
     let rows = read::flows(pins).unwrap();
@@ -134,6 +142,6 @@ fn pinned_maps_are_listed_dumped_and_explained() {
     let answer = ask("10.0.0.2:50000", VIP);
     assert_eq!((answer.reason, answer.backend), ("new_flow", Some("10.0.1.3:8080".parse().unwrap())));
     assert_eq!(ask("10.0.0.2:50000", "10.0.0.9:80").reason, "no_flow");
-    let after = json(super::list(pins, true).unwrap());
-    assert_eq!(after, list, "nothing was changed");
+    let after = json(list(pins, true).unwrap());
+    assert_eq!(after, listed, "nothing was changed");
 }

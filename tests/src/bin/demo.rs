@@ -86,7 +86,7 @@ fn on_rung(headgate: &Path, topology: &Topology, rung: Rung) -> Result<()> {
     }
     let open = open_connections(topology)?;
     let example = open.first().context("no connection is open")?.local()?.to_string();
-    show(&agent, &format!("{} connections open", open.len()), &["flows"])?;
+    show(&agent, &format!("{} connections open", open.len()), &["flows", "--limit", "12"])?;
     let vip = Family::V4.vip().to_string();
     show(
         &agent,

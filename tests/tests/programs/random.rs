@@ -21,10 +21,10 @@ use crate::handshake::client;
 use crate::lockstep::Lockstep;
 
 /// Sequences of each rung, and steps of the longest.
-const SEQUENCES: u32 = 300;
+const SEQUENCES: u32 = 150;
 const STEPS: usize = 100;
 /// Random frames of each rung.
-const FRAMES: u32 = 4_000;
+const FRAMES: u32 = 3_000;
 
 /// Outcomes that the sequences have to reach: each comes up dozens of times.
 const REACHED: [Reason; 14] = [

@@ -1,0 +1,4 @@
+//! Measurements. No figure of theirs decides anything.
+
+mod driver;
+pub mod packet;
