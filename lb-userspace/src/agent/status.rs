@@ -149,8 +149,10 @@ impl Agent {
         if let Some(kernel) = &self.kernel {
             let now = monotonic_now();
             let (v4, v6) = (&kernel.kernel.v4, &kernel.kernel.v6);
-            rows.extend(pair_flows::<V4>(entries(&v4.flows)?, entries(&v4.half_open)?, now));
-            rows.extend(pair_flows::<V6>(entries(&v6.flows)?, entries(&v6.half_open)?, now));
+            // Half-open ones first: a flow that is promoted meanwhile is then in both lists, and shown once.
+            let (half4, half6) = (entries(&v4.half_open)?, entries(&v6.half_open)?);
+            rows.extend(pair_flows::<V4>(entries(&v4.flows)?, half4, now));
+            rows.extend(pair_flows::<V6>(entries(&v6.flows)?, half6, now));
         }
         rows.extend(proxied_rows(self.proxy.flows()));
         Ok(filter.apply(rows))

@@ -90,15 +90,27 @@ where
     Key<A>: Pod,
     Flow<A>: Pod,
 {
-    let mut expired = Vec::new();
+    let mut candidates = Vec::new();
     batch::for_each::<Key<A>, Flow<A>>(&maps.half_open, |key, flow| {
         if now.saturating_sub(flow.last_seen) > HALF_OPEN {
-            expired.push(*key);
+            candidates.push((*key, flow.generation));
         }
     })?;
     let mut table = open::<A>(&maps.half_open)?;
-    for key in expired {
-        let _ = table.remove(&key);
+    for (key, generation) in candidates {
+        // Once more, for an entry that came in its place or was used meanwhile.
+        let Ok(flow) = table.get(&key, 0) else { continue };
+        if flow.generation != generation || now.saturating_sub(flow.last_seen) <= HALF_OPEN {
+            continue;
+        }
+        // A reverse entry sees no repeated SYN: it is as good as its forward one.
+        let peer = if flow.is_forward() { None } else { table.get(&flow.out.reversed(), 0).ok() };
+        let lives = peer.is_some_and(|peer| {
+            peer.generation == generation && now.saturating_sub(peer.last_seen) <= HALF_OPEN
+        });
+        if !lives {
+            let _ = table.remove(&key);
+        }
     }
     Ok(())
 }

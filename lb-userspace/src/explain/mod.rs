@@ -6,6 +6,7 @@
 
 mod overlay;
 mod pinned;
+mod segment;
 mod story;
 
 use std::net::{IpAddr, SocketAddr};

@@ -7,14 +7,14 @@ use lb_common::balance::policy;
 use lb_common::decide::Output;
 use lb_common::flow::flags;
 use lb_common::host::HostTables;
-use lb_common::parse::{Link, Tags, ethertype};
 use lb_common::tables::{ServiceKey, Step, backend, service};
 use lb_common::tcp::{self, is_closing};
 use lb_common::{Action, Address, Env, Flow, Key, Reason, Rung, Segment, Tables, decide};
 
 use super::overlay::{Overlay, Source};
+use super::segment::next_segment;
 use super::{Explanation, Names};
-use crate::flows::{HALF_OPEN_TIMEOUT, seconds_since, socket};
+use crate::flows::{seconds_since, socket};
 use crate::maps::{backend_address, describe_hop, fate_name, mac, policy_name};
 use crate::table::{bytes, duration};
 
@@ -46,60 +46,6 @@ where
         story.run(Rung::Tc, &segment);
     }
     story.explanation
-}
-
-/// The segment that a flow of this tuple waits for, and its name; a SYN where there is none.
-fn next_segment<A: Address, S: Source<A>>(
-    source: &S,
-    question: &Question<'_, A>,
-) -> (Segment<A>, &'static str) {
-    const ACK: u8 = tcp::flags::ACK;
-    const SYN: u8 = tcp::flags::SYN;
-    let key = &question.key;
-    let make = |flags: u8, seq: u32, ack: u32, payload: u32| Segment {
-        key: *key,
-        link: Link {
-            tags: ingress_tags(source, question),
-            ethertype: if A::V6 { ethertype::IPV6 } else { ethertype::IPV4 },
-            l3: 14,
-            source: [0; 6],
-        },
-        l4: 14 + if A::V6 { 40 } else { 20 },
-        ttl: 64,
-        fragment: false,
-        flags,
-        header: 20,
-        seq,
-        ack,
-        payload,
-    };
-    if let Some(flow) = source.established(key) {
-        return (make(ACK, flow.seq_end, 0, 0), "ACK");
-    }
-    let new = (make(SYN, 1, 0, 0), "SYN");
-    let is_current = |flow: &Flow<A>| {
-        !flow.is_tombstone() && question.now.saturating_sub(flow.last_seen) <= HALF_OPEN_TIMEOUT
-    };
-    let Some(flow) = source.half_open(key) else { return new };
-    if flow.is_forward() {
-        if !is_current(&flow) {
-            return new;
-        }
-        if flow.pin == flow.generation {
-            return (make(ACK, flow.isn.wrapping_add(1), flow.peer_isn.wrapping_add(1), 0), "ACK");
-        }
-        return (make(SYN, flow.isn, 0, flow.syn_payload), "repeated SYN");
-    }
-    match source.half_open(&flow.out.reversed()) {
-        Some(forward) => (make(SYN | ACK, flow.isn, forward.isn.wrapping_add(1), 0), "SYN-ACK"),
-        None => (make(SYN | ACK, flow.isn, 0, 0), "SYN-ACK"),
-    }
-}
-
-/// VLAN tags that a packet of the question's source arrives with, if the route back has the same.
-fn ingress_tags<A: Address, S: Source<A>>(source: &S, question: &Question<'_, A>) -> Tags {
-    let hop = source.route(question.key.source).and_then(|hop| source.next_hop(hop));
-    hop.filter(|hop| Some(hop.ifindex) == question.ingress).map_or(Tags::default(), |hop| hop.tags)
 }
 
 struct Story<'s, A, S> {
@@ -248,12 +194,14 @@ where
     fn name_flow(&mut self, flow: &Flow<A>) -> String {
         let [client, vip, snat, backend] = self.ends(flow);
         self.note_ends(flow, snat, backend);
-        let answer = if flow.is_forward() {
+        let side = if flow.is_forward() {
             "This belongs to the flow"
         } else {
             "This is the backend's side of the flow"
         };
-        format!("{answer} from client {client} to {vip}, which goes from {snat} to backend {backend}")
+        let listener = self.explanation.listener.as_ref();
+        let listener = listener.map_or_else(String::new, |name| format!(" (listener \"{name}\")"));
+        format!("{side} from client {client} to {vip}{listener}, which goes from {snat} to backend {backend}")
     }
 
     fn note_ends(&mut self, flow: &Flow<A>, snat: SocketAddr, backend: SocketAddr) {
