@@ -62,7 +62,7 @@ pub(crate) unsafe fn read<C: Bounds, T: Wire>(context: *const C, offset: usize) 
                         options(pure, readonly, nostack, preserves_flags));
                     to.add($byte).cast::<u16>().write_unaligned(half as u16);
                 }
-            } else if $byte + 1 <= size_of::<T>() {
+            } else if $byte < size_of::<T>() {
                 let byte: u64;
                 // SAFETY: as above.
                 unsafe {
@@ -104,7 +104,7 @@ pub(crate) unsafe fn write<C: Bounds, T: Wire>(context: *const C, offset: usize,
                     asm!("*(u16 *)({1} + {2}) = {0}", in(reg) half, in(reg) at, const $byte,
                         options(nostack, preserves_flags));
                 }
-            } else if $byte + 1 <= size_of::<T>() {
+            } else if $byte < size_of::<T>() {
                 // SAFETY: as above.
                 unsafe {
                     let byte = from.add($byte).read() as u64;
