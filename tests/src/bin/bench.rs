@@ -10,10 +10,10 @@ enum Arguments {
     /// Nanoseconds for a packet of an established flow on the xdp rung, beside programs that only return
     Packet {
         /// How often each case is measured
-        #[arg(long, default_value_t = 15)]
+        #[arg(long, default_value_t = 31)]
         rounds: u32,
         /// Packets a measurement
-        #[arg(long, default_value_t = 1_000_000)]
+        #[arg(long, default_value_t = 200_000)]
         repeat: u32,
     },
 }

@@ -44,24 +44,24 @@ fn backend_ack(forwarded: &Agreed) -> PacketBuilder {
 fn forwarded(agreed: Agreed, reason: Reason) -> Agreed {
     assert_eq!(agreed.reason, reason);
     assert!(agreed.sent.is_some());
-    verify_checksums(&agreed.frame).unwrap();
+    verify_checksums(&agreed.frame).expect("right checksums");
     agreed
 }
 
 /// Opens a flow; gives the forwarded SYN.
 #[track_caller]
 pub(crate) fn establish(world: &mut Lockstep, segment: &PacketBuilder) -> Agreed {
-    let opened = forwarded(world.from_client(&syn(segment)), Reason::NEW_FLOW);
-    forwarded(world.from_backend(&syn_ack(&opened)), Reason::SYN_ACK);
-    forwarded(world.from_client(&client_ack(segment)), Reason::ESTABLISHED);
+    let opened = forwarded(world.client_sends(&syn(segment)), Reason::NEW_FLOW);
+    forwarded(world.backend_sends(&syn_ack(&opened)), Reason::SYN_ACK);
+    forwarded(world.client_sends(&client_ack(segment)), Reason::ESTABLISHED);
     opened
 }
 
 /// Ends a flow, the client first.
 #[track_caller]
 fn close(world: &mut Lockstep, segment: &PacketBuilder, opened: &Agreed) {
-    forwarded(world.from_client(&client_ack(segment).flags(FIN | ACK)), Reason::FORWARD);
-    forwarded(world.from_backend(&backend_ack(opened).flags(FIN | ACK)), Reason::REVERSE);
+    forwarded(world.client_sends(&client_ack(segment).flags(FIN | ACK)), Reason::FORWARD);
+    forwarded(world.backend_sends(&backend_ack(opened).flags(FIN | ACK)), Reason::REVERSE);
 }
 
 /// The clients and services whose flows XDP and TC carry alike.
@@ -90,11 +90,11 @@ fn a_flow_from_syn_to_fin() {
             let opened = establish(world, &segment);
             for length in [0, 1, 333, 1400] {
                 let payload = vec![0xa5; length];
-                forwarded(world.from_client(&client_ack(&segment).payload(&payload)), Reason::FORWARD);
-                forwarded(world.from_backend(&backend_ack(&opened).payload(&payload)), Reason::REVERSE);
+                forwarded(world.client_sends(&client_ack(&segment).payload(&payload)), Reason::FORWARD);
+                forwarded(world.backend_sends(&backend_ack(&opened).payload(&payload)), Reason::REVERSE);
             }
             close(world, &segment, &opened);
-            forwarded(world.from_client(&client_ack(&segment)), Reason::FORWARD);
+            forwarded(world.client_sends(&client_ack(&segment)), Reason::FORWARD);
         }
     });
 }
@@ -106,11 +106,11 @@ fn a_syn_on_an_ended_flow_opens_another() {
             let segment = client(v6, network::LINK, 1, port::ROUND_ROBIN);
             let opened = establish(world, &segment);
             // A SYN on a flow that lives goes to its backend as it is.
-            forwarded(world.from_client(&syn(&segment)), Reason::FORWARD);
+            forwarded(world.client_sends(&syn(&segment)), Reason::FORWARD);
             close(world, &segment, &opened);
             let again = establish(world, &segment);
             let reset = again.answer().seq(BACKEND_ISN + 1).flags(RST);
-            forwarded(world.from_backend(&reset), Reason::REVERSE);
+            forwarded(world.backend_sends(&reset), Reason::REVERSE);
             establish(world, &segment);
         }
     });
@@ -123,14 +123,14 @@ fn a_reset_outside_the_window_ends_nothing() {
             let segment = client(v6, network::LINK, 1, port::MAGLEV);
             let opened = establish(world, &segment);
             forwarded(
-                world.from_client(&segment.clone().seq(CLIENT_ISN.wrapping_sub(1 << 30)).flags(RST)),
+                world.client_sends(&segment.clone().seq(CLIENT_ISN.wrapping_sub(1 << 30)).flags(RST)),
                 Reason::FORWARD,
             );
-            forwarded(world.from_client(&syn(&segment)), Reason::FORWARD);
+            forwarded(world.client_sends(&syn(&segment)), Reason::FORWARD);
             // And one that does, until data says that nobody believed it.
-            forwarded(world.from_client(&client_ack(&segment).flags(RST)), Reason::FORWARD);
-            forwarded(world.from_backend(&backend_ack(&opened).payload(b"still here")), Reason::REVERSE);
-            forwarded(world.from_client(&syn(&segment)), Reason::FORWARD);
+            forwarded(world.client_sends(&client_ack(&segment).flags(RST)), Reason::FORWARD);
+            forwarded(world.backend_sends(&backend_ack(&opened).payload(b"still here")), Reason::REVERSE);
+            forwarded(world.client_sends(&syn(&segment)), Reason::FORWARD);
         }
     });
 }
@@ -140,17 +140,17 @@ fn a_repeated_syn_goes_elsewhere_while_attempts_remain() {
     on_each_rung(|world| {
         for v6 in [false, true] {
             let segment = client(v6, network::LINK, 1, port::ROUND_ROBIN);
-            let first = forwarded(world.from_client(&syn(&segment)), Reason::NEW_FLOW);
-            let second = forwarded(world.from_client(&syn(&segment)), Reason::SYN_RETRIED);
+            let first = forwarded(world.client_sends(&syn(&segment)), Reason::NEW_FLOW);
+            let second = forwarded(world.client_sends(&syn(&segment)), Reason::SYN_RETRIED);
             assert_ne!(first.frame, second.frame, "another backend");
-            let late = world.from_backend(&syn_ack(&first));
+            let late = world.backend_sends(&syn_ack(&first));
             assert_eq!(late.reason, Reason::ABANDONED);
-            let third = forwarded(world.from_client(&syn(&segment)), Reason::SYN_RETRIED);
-            let fourth = forwarded(world.from_client(&syn(&segment)), Reason::SYN_REPEATED);
+            let third = forwarded(world.client_sends(&syn(&segment)), Reason::SYN_RETRIED);
+            let fourth = forwarded(world.client_sends(&syn(&segment)), Reason::SYN_REPEATED);
             assert_eq!(third.frame, fourth.frame, "no attempt is left");
-            forwarded(world.from_backend(&syn_ack(&third)), Reason::SYN_ACK);
-            forwarded(world.from_client(&syn(&segment)), Reason::SYN_REPEATED);
-            forwarded(world.from_client(&client_ack(&segment)), Reason::ESTABLISHED);
+            forwarded(world.backend_sends(&syn_ack(&third)), Reason::SYN_ACK);
+            forwarded(world.client_sends(&syn(&segment)), Reason::SYN_REPEATED);
+            forwarded(world.client_sends(&client_ack(&segment)), Reason::ESTABLISHED);
         }
     });
 }
@@ -161,11 +161,11 @@ fn a_refusal_is_kept_from_the_client_while_attempts_remain() {
         for v6 in [false, true] {
             let segment = client(v6, network::LINK, 1, port::MAGLEV);
             let refusal = |to: &Agreed| to.answer().ack(CLIENT_ISN.wrapping_add(1)).flags(RST | ACK);
-            let first = forwarded(world.from_client(&syn(&segment)), Reason::NEW_FLOW);
-            assert_eq!(world.from_backend(&refusal(&first)).reason, Reason::REFUSED_RETRY);
-            let next = world.from_client(&syn(&segment));
+            let first = forwarded(world.client_sends(&syn(&segment)), Reason::NEW_FLOW);
+            assert_eq!(world.backend_sends(&refusal(&first)).reason, Reason::REFUSED_RETRY);
+            let next = world.client_sends(&syn(&segment));
             assert!([Reason::SYN_RETRIED, Reason::SYN_REPEATED].contains(&next.reason), "{:?}", next.reason);
-            forwarded(world.from_backend(&refusal(&next)), Reason::HALF_OPEN_RESET);
+            forwarded(world.backend_sends(&refusal(&next)), Reason::HALF_OPEN_RESET);
         }
     });
 }
@@ -175,16 +175,16 @@ fn a_syn_with_another_number_is_another_connection() {
     on_each_rung(|world| {
         for v6 in [false, true] {
             let segment = client(v6, network::ROUTER, 1, port::SOURCE_IP);
-            let first = forwarded(world.from_client(&syn(&segment)), Reason::NEW_FLOW);
+            let first = forwarded(world.client_sends(&syn(&segment)), Reason::NEW_FLOW);
             let other = syn(&segment).seq(12_345);
-            let second = forwarded(world.from_client(&other), Reason::NEW_FLOW);
+            let second = forwarded(world.client_sends(&other), Reason::NEW_FLOW);
             // By the hash of the address to the same backend, so an answer to the first is one to the second too,
             // unless the port is another.
             let answer = second.answer().flags(SYN).seq(BACKEND_ISN).ack(12_346);
-            forwarded(world.from_backend(&answer), Reason::SYN_ACK);
+            forwarded(world.backend_sends(&answer), Reason::SYN_ACK);
             drop(first);
             forwarded(
-                world.from_client(&segment.clone().seq(12_346).ack(BACKEND_ISN + 1)),
+                world.client_sends(&segment.clone().seq(12_346).ack(BACKEND_ISN + 1)),
                 Reason::ESTABLISHED,
             );
         }
@@ -196,13 +196,13 @@ fn a_backend_in_time_wait_is_answered_by_the_client() {
     on_each_rung(|world| {
         for v6 in [false, true] {
             let segment = client(v6, network::LINK, 1, port::RANDOM);
-            let opened = forwarded(world.from_client(&syn(&segment)), Reason::NEW_FLOW);
+            let opened = forwarded(world.client_sends(&syn(&segment)), Reason::NEW_FLOW);
             let challenge = opened.answer().seq(99).ack(5_555);
-            forwarded(world.from_backend(&challenge), Reason::CHALLENGE);
-            forwarded(world.from_client(&segment.clone().seq(5_555).flags(RST)), Reason::HALF_OPEN_RESET);
-            let again = forwarded(world.from_client(&syn(&segment)), Reason::SYN_REPEATED);
-            forwarded(world.from_backend(&syn_ack(&again)), Reason::SYN_ACK);
-            forwarded(world.from_client(&client_ack(&segment)), Reason::ESTABLISHED);
+            forwarded(world.backend_sends(&challenge), Reason::CHALLENGE);
+            forwarded(world.client_sends(&segment.clone().seq(5_555).flags(RST)), Reason::HALF_OPEN_RESET);
+            let again = forwarded(world.client_sends(&syn(&segment)), Reason::SYN_REPEATED);
+            forwarded(world.backend_sends(&syn_ack(&again)), Reason::SYN_ACK);
+            forwarded(world.client_sends(&client_ack(&segment)), Reason::ESTABLISHED);
         }
     });
 }
@@ -214,19 +214,19 @@ fn strays_pass() {
             let segment = client(v6, network::LINK, 1, port::ROUND_ROBIN);
             for flags in [SYN | ACK, RST, RST | ACK, ACK, FIN, FIN | ACK, 0, SYN | FIN, SYN | RST, 0xff] {
                 let stray = segment.clone().flags(flags).seq(1);
-                assert_eq!(world.from_client(&stray).reason, Reason::NO_FLOW, "{flags:02x}");
+                assert_eq!(world.client_sends(&stray).reason, Reason::NO_FLOW, "{flags:02x}");
                 let backend = (sample::host(v6, network::BACKENDS, 1), 8080).into();
                 let snat = (sample::host(v6, network::BACKENDS, 250), 20_001).into();
                 let stray = stray.between(backend, snat);
-                assert_eq!(world.from_backend(&stray).reason, Reason::NO_FLOW, "{flags:02x}");
+                assert_eq!(world.backend_sends(&stray).reason, Reason::NO_FLOW, "{flags:02x}");
             }
             // In a half-open flow: a SYN-ACK for another SYN, and a client that acknowledges what nobody sent.
-            let opened = forwarded(world.from_client(&syn(&segment)), Reason::NEW_FLOW);
+            let opened = forwarded(world.client_sends(&syn(&segment)), Reason::NEW_FLOW);
             let wrong = opened.answer().flags(SYN).seq(1).ack(CLIENT_ISN.wrapping_add(100));
-            world.from_backend(&wrong);
-            assert_eq!(world.from_client(&client_ack(&segment)).reason, Reason::NO_FLOW);
+            world.backend_sends(&wrong);
+            assert_eq!(world.client_sends(&client_ack(&segment)).reason, Reason::NO_FLOW);
             let reset = opened.answer().seq(3).flags(RST);
-            assert_eq!(world.from_backend(&reset).reason, Reason::NO_FLOW);
+            assert_eq!(world.backend_sends(&reset).reason, Reason::NO_FLOW);
         }
     });
 }

@@ -109,7 +109,7 @@ fn every_variant_of_the_headers_on_a_flow_and_for_a_new_one() {
             for (number, (name, change, outcome)) in (2..).zip(variants(v6)) {
                 // By a router, whose clients may come with whatever tags.
                 let segment = client(v6, network::ROUTER, number, port::MAGLEV);
-                let agreed = world.from_client(&change(syn(&segment)));
+                let agreed = world.client_sends(&change(syn(&segment)));
                 assert_eq!(agreed.reason, outcome.reason(Reason::NEW_FLOW), "SYN, {name}, v6 {v6}");
                 if agreed.sent.is_some() {
                     verify_checksums(&agreed.frame).unwrap_or_else(|error| panic!("SYN, {name}: {error}"));
@@ -117,13 +117,13 @@ fn every_variant_of_the_headers_on_a_flow_and_for_a_new_one() {
 
                 let segment = client(v6, network::ROUTER, 100 + number, port::ROUND_ROBIN);
                 let opened = establish(world, &segment);
-                let agreed = world.from_client(&change(client_ack(&segment).payload(b"question")));
+                let agreed = world.client_sends(&change(client_ack(&segment).payload(b"question")));
                 assert_eq!(agreed.reason, outcome.reason(Reason::FORWARD), "data, {name}, v6 {v6}");
                 if agreed.sent.is_some() {
                     verify_checksums(&agreed.frame).unwrap_or_else(|error| panic!("data, {name}: {error}"));
                 }
                 let answer = opened.answer().seq(7_000_001).ack(0).flags(ACK).payload(b"odd answer");
-                let agreed = world.from_backend(&change(answer));
+                let agreed = world.backend_sends(&change(answer));
                 assert_eq!(agreed.reason, outcome.reason(Reason::REVERSE), "answer, {name}, v6 {v6}");
             }
         }
@@ -230,13 +230,13 @@ fn a_syn_carries_data_and_congestion_bits() {
     on_each_rung(|world: &mut Lockstep| {
         for v6 in [false, true] {
             let segment = client(v6, network::LINK, 1, port::VLAN);
-            let opened = world.from_client(&syn(&segment).flags(SYN | ECE_CWR).payload(b"early"));
+            let opened = world.client_sends(&syn(&segment).flags(SYN | ECE_CWR).payload(b"early"));
             assert_eq!(opened.reason, Reason::NEW_FLOW);
             verify_checksums(&opened.frame).unwrap();
-            let answer = world.from_backend(&syn_ack(&opened).ack(0xffff_fff0u32.wrapping_add(6)));
+            let answer = world.backend_sends(&syn_ack(&opened).ack(0xffff_fff0u32.wrapping_add(6)));
             assert_eq!(answer.reason, Reason::SYN_ACK);
-            let agreed =
-                world.from_client(&client_ack(&segment).seq(0xffff_fff0u32.wrapping_add(6)).payload(b"more"));
+            let agreed = world
+                .client_sends(&client_ack(&segment).seq(0xffff_fff0u32.wrapping_add(6)).payload(b"more"));
             assert_eq!(agreed.reason, Reason::ESTABLISHED);
         }
     });

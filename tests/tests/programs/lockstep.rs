@@ -66,7 +66,7 @@ impl Lockstep {
 
     /// Begins anew with these tables.
     pub(crate) fn start_with(&mut self, rung: Rung, tables: HostTables) {
-        maps::fill(&mut self.bed.ebpf, &tables).unwrap();
+        maps::fill(&mut self.bed.ebpf, &tables).expect("the tables fit the maps");
         self.host = tables;
         self.rung = rung;
     }
@@ -76,12 +76,12 @@ impl Lockstep {
     }
 
     /// A segment that comes in by the clients' interface.
-    pub(crate) fn from_client(&mut self, segment: &PacketBuilder) -> Agreed {
+    pub(crate) fn client_sends(&mut self, segment: &PacketBuilder) -> Agreed {
         self.frame(self.devices().client, &segment.build().0)
     }
 
     /// A segment that comes in by the backends' interface.
-    pub(crate) fn from_backend(&mut self, segment: &PacketBuilder) -> Agreed {
+    pub(crate) fn backend_sends(&mut self, segment: &PacketBuilder) -> Agreed {
         self.frame(self.devices().backend, &segment.build().0)
     }
 
@@ -95,7 +95,7 @@ impl Lockstep {
     /// Any frame, whomever it is to.
     pub(crate) fn frame_as_it_is(&mut self, ingress: Device, frame: &[u8]) -> Agreed {
         let host = self.on_host(ingress, frame);
-        let kernel = self.bed.packet(self.rung, ingress.ifindex, frame).unwrap();
+        let kernel = self.bed.packet(self.rung, ingress.ifindex, frame).expect("the kernel runs the program");
         let (action, reason) = self.wanted(ingress, &host);
         let context = || {
             format!(
@@ -117,8 +117,9 @@ impl Lockstep {
     /// Panics if the flow tables are not the same.
     pub(crate) fn compare_tables(&self) {
         let (ebpf, host) = (&self.bed.ebpf, &self.host);
-        let mut differences = maps::differences(ebpf, names::FLOWS4, names::HALF4, &host.v4).unwrap();
-        differences.extend(maps::differences(ebpf, names::FLOWS6, names::HALF6, &host.v6).unwrap());
+        let v4 = maps::differences(ebpf, names::FLOWS4, names::HALF4, &host.v4).expect("readable maps");
+        let v6 = maps::differences(ebpf, names::FLOWS6, names::HALF6, &host.v6).expect("readable maps");
+        let differences = [v4, v6].concat();
         assert!(
             differences.is_empty(),
             "flow tables differ after packets on {:?}:\n{}",

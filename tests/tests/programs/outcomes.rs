@@ -27,19 +27,19 @@ fn syns_that_the_proxy_gets() {
         for v6 in [false, true] {
             for (port, reason) in cases {
                 let segment = client(v6, network::LINK, port, port);
-                assert_eq!(world.from_client(&syn(&segment)).reason, reason, "port {port}, v6 {v6}");
+                assert_eq!(world.client_sends(&syn(&segment)).reason, reason, "port {port}, v6 {v6}");
                 // What went up leaves a tombstone; what no service has does not.
                 let again = match reason {
                     Reason::NO_FLOW | Reason::TO_TC => reason,
                     Reason::NEW_FLOW => Reason::SYN_REPEATED,
                     _ => Reason::TOMBSTONE,
                 };
-                assert_eq!(world.from_client(&syn(&segment)).reason, again, "again, port {port}, v6 {v6}");
+                assert_eq!(world.client_sends(&syn(&segment)).reason, again, "again, port {port}, v6 {v6}");
             }
             for network in [network::GONE, network::NOWHERE] {
                 let segment = client(v6, network, 1, port::MAGLEV);
-                assert_eq!(world.from_client(&syn(&segment)).reason, Reason::NO_ROUTE);
-                assert_eq!(world.from_client(&syn(&segment).seq(1)).reason, Reason::TOMBSTONE);
+                assert_eq!(world.client_sends(&syn(&segment)).reason, Reason::NO_ROUTE);
+                assert_eq!(world.client_sends(&syn(&segment).seq(1)).reason, Reason::TOMBSTONE);
             }
         }
     });
@@ -49,7 +49,7 @@ fn syns_that_the_proxy_gets() {
 fn a_redirect_to_a_device_that_is_not_there_is_a_drop() {
     on_each_rung(|world| {
         // The host has no device map: what the kernel has to do instead stands in `lockstep`.
-        let agreed = world.from_client(&syn(&client(false, network::LINK, 1, port::UNMAPPED)));
+        let agreed = world.client_sends(&syn(&client(false, network::LINK, 1, port::UNMAPPED)));
         let unmapped = world.devices().unmapped.ifindex;
         let reason = if world.rung == Rung::Xdp { Reason::HOP_GONE } else { Reason::NEW_FLOW };
         assert_eq!((agreed.reason, agreed.sent), (reason, Some(unmapped)));
@@ -67,7 +67,7 @@ fn a_full_table_and_ports_that_run_out() {
                 establish(world, &client(v6, network::LINK, number, port::ROUND_ROBIN));
             }
             let fourth = syn(&client(v6, network::LINK, 3, port::ROUND_ROBIN));
-            assert_eq!(world.from_client(&fourth).reason, Reason::TABLE_FULL);
+            assert_eq!(world.client_sends(&fourth).reason, Reason::TABLE_FULL);
 
             world.start(world.rung);
             let mut reasons = Vec::new();
@@ -76,7 +76,7 @@ fn a_full_table_and_ports_that_run_out() {
             for number in 0..room as u16 * 3 {
                 let number = 1000 + number;
                 reasons
-                    .push(world.from_client(&syn(&client(v6, network::LINK, number, port::RANDOM))).reason);
+                    .push(world.client_sends(&syn(&client(v6, network::LINK, number, port::RANDOM))).reason);
             }
             let opened = reasons.iter().filter(|reason| **reason == Reason::NEW_FLOW).count();
             assert!(opened <= room && opened > room / 2, "{opened} of {room}");

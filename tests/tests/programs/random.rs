@@ -229,7 +229,7 @@ fn take(world: &mut Lockstep, step: Step) {
     match step {
         Step::Open { v6, network, client: number, port, isn, flags } => {
             let segment = client(v6, network, number, port).flags(flags).seq(isn).mss(9000);
-            world.from_client(&segment);
+            world.client_sends(&segment);
         }
         Step::On { v6, entry, seq, ack, flags, odd, wrong_side } => {
             let found = if v6 {
@@ -240,22 +240,22 @@ fn take(world: &mut Lockstep, step: Step) {
             let Some((segment, forward)) = found else { return };
             let segment = change(segment, odd, v6);
             if forward != wrong_side {
-                world.from_client(&segment);
+                world.client_sends(&segment);
             } else {
-                world.from_backend(&segment);
+                world.backend_sends(&segment);
             }
         }
         Step::Evict { v6: false, entry } => {
             let entries = sorted(world.host.v4.half_open_entries());
             let Some((key, _)) = pick(&entries, entry) else { return };
             world.host.v4.evict_half_open(key);
-            maps::evict_half_open(&mut world.bed.ebpf, names::HALF4, key).unwrap();
+            maps::evict_half_open(&mut world.bed.ebpf, names::HALF4, key).expect("an entry of both");
         }
         Step::Evict { v6: true, entry } => {
             let entries = sorted(world.host.v6.half_open_entries());
             let Some((key, _)) = pick(&entries, entry) else { return };
             world.host.v6.evict_half_open(key);
-            maps::evict_half_open(&mut world.bed.ebpf, names::HALF6, key).unwrap();
+            maps::evict_half_open(&mut world.bed.ebpf, names::HALF6, key).expect("an entry of both");
         }
     }
 }
@@ -286,8 +286,11 @@ where
         Number::End(offset) => flow.seq_end.wrapping_add(offset),
         Number::Any(number) => number,
     };
-    let tags =
-        if flow.is_forward() { peer.map_or(Tags::default(), |(_, peer)| peer.tags) } else { Tags::default() };
+    let tags = if flow.is_forward() {
+        peer.map_or_else(Tags::default, |(_, peer)| peer.tags)
+    } else {
+        Tags::default()
+    };
     let segment = tagged(of_key(key), tags).flags(flags).seq(number(seq));
     Some((if flags & ACK != 0 { segment.ack(number(ack)) } else { segment }, flow.is_forward()))
 }
