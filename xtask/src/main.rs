@@ -4,6 +4,8 @@
 //! install), so a fresh clone needs no other preparation than a Rust toolchain manager.
 
 mod ebpf;
+mod guest;
+mod kernel;
 mod launch;
 mod manifests;
 mod setup;

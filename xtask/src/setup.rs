@@ -21,6 +21,8 @@ pub(crate) enum Scope {
     Build,
     /// Also the programs that tests and the demo run.
     All,
+    /// Also what boots another kernel for the tests.
+    Kernel,
 }
 
 /// Components of the toolchain, and the file below its sysroot that shows each of them. `rust-src` because
@@ -40,6 +42,14 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("ethtool", "ethtool"),
     ("curl", "curl"),
     ("nginx", "nginx"),
+];
+
+/// Programs that unpack and boot another kernel, and the Debian package of each.
+const KERNEL_PROGRAMS: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("modprobe", "kmod"),
+    ("cpio", "cpio"),
 ];
 
 const LINKER_VERSION: &str = "0.13.0";
@@ -89,15 +99,13 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
         }
         packages.push(format!("llvm-{LLVM}-dev"));
     }
-    if scope == Scope::All {
-        packages.extend(missing_programs().map(|(_, package)| package.to_owned()));
-    }
+    packages.extend(missing_programs(scope).map(|(_, package)| package.to_owned()));
     // Programs of one package are neighbours in the table.
     packages.dedup();
     if !packages.is_empty() {
         install_packages(&packages)?;
     }
-    if let Some((program, package)) = missing_programs().next().filter(|_| scope == Scope::All) {
+    if let Some((program, package)) = missing_programs(scope).next() {
         bail!("{program} is not on PATH although {package} is installed: /usr/sbin belongs on PATH too");
     }
     if linker_missing {
@@ -106,8 +114,10 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
     Ok(())
 }
 
-fn missing_programs() -> impl Iterator<Item = (&'static str, &'static str)> {
-    PROGRAMS.into_iter().filter(|(program, _)| !on_path(program))
+fn missing_programs(scope: Scope) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let programs: &[_] = if scope == Scope::Build { &[] } else { &PROGRAMS };
+    let kernel_programs: &[_] = if scope == Scope::Kernel { &KERNEL_PROGRAMS } else { &[] };
+    programs.iter().chain(kernel_programs).copied().filter(|(program, _)| !on_path(program))
 }
 
 fn ensure_components(workspace: &Workspace) -> Result<()> {

@@ -47,6 +47,11 @@ impl Workspace {
         self.target.join("bpfel-unknown-none/release").join(program)
     }
 
+    /// Kernels that tests are run on, by version.
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.target.join("kernels")
+    }
+
     /// The cargo that runs us, at the root of the workspace.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

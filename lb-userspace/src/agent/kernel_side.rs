@@ -268,10 +268,7 @@ pub fn rung_name(rung: Option<Rung>) -> &'static str {
 /// Takes programs and pins away.
 pub fn unload(pins: &Pins, network: &Snapshot) -> Result<()> {
     for index in attach::attached(pins) {
-        attach::detach(pins, index, None)?;
-    }
-    for link in &network.links {
-        attach::detach(pins, link.index, Some(&link.name))?;
+        attach::detach(pins, index, network.link_by_index(index).map(|link| link.name.as_str()))?;
     }
     pins.remove()
 }

@@ -39,10 +39,10 @@ pub fn attach_xdp(ebpf: &mut Ebpf, pins: &Pins, link: &Link) -> Result<()> {
 /// Attaches the TC program at ingress: by TCX, or by clsact where the kernel has no TCX.
 pub fn attach_tc(ebpf: &mut Ebpf, pins: &Pins, link: &Link) -> Result<()> {
     let program: &mut SchedClassifier = ebpf.program_mut(TC_PROGRAM).context("no TC program")?.try_into()?;
-    if !has_tcx()? {
-        return attach_clsact(program, link);
-    }
     let pin = tc_pin(pins, link.index);
+    if !has_tcx()? {
+        return attach_clsact(program, link, &pin);
+    }
     if let Some(old) = pinned(&pin)?
         && let Ok(old) = SchedClassifierLink::try_from(old)
         && let Ok(id) = program.attach_to_link(old)
@@ -56,7 +56,8 @@ pub fn attach_tc(ebpf: &mut Ebpf, pins: &Pins, link: &Link) -> Result<()> {
     repin(fd, &pin)
 }
 
-fn attach_clsact(program: &mut SchedClassifier, link: &Link) -> Result<()> {
+/// A clsact filter cannot be pinned; the program is, in its stead, to say that the filter is this instance's.
+fn attach_clsact(program: &mut SchedClassifier, link: &Link, pin: &Path) -> Result<()> {
     match qdisc_add_clsact(&link.name) {
         Ok(()) | Err(TcError::AlreadyAttached) => {}
         // The kernel's own word for a qdisc that is there.
@@ -75,29 +76,34 @@ fn attach_clsact(program: &mut SchedClassifier, link: &Link) -> Result<()> {
     };
     // The filter holds the program by itself; a dropped link would take it away.
     std::mem::forget(program.take_link(id)?);
-    Ok(())
+    let _ = std::fs::remove_file(pin);
+    program.pin(pin).with_context(|| format!("pinning {}", pin.display()))
 }
 
 fn clsact_link(name: &str) -> Result<SchedClassifierLink> {
     Ok(SchedClassifierLink::attached(name, TcAttachType::Ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None)?)
 }
 
-/// Takes both programs off an interface, if they are on it.
+/// Takes this instance's programs off an interface, if they are on it. `name`: the interface's, if it is still there.
 pub fn detach(pins: &Pins, index: u32, name: Option<&str>) -> Result<()> {
-    for pin in [xdp_pin(pins, index), tc_pin(pins, index)] {
-        match std::fs::remove_file(&pin) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("removing {}", pin.display())),
-        }
-    }
-    if let Some(name) = name
+    unpin(&xdp_pin(pins, index))?;
+    if unpin(&tc_pin(pins, index))?
+        && let Some(name) = name
         && !has_tcx()?
     {
-        // Dropping it detaches; where there is none, that fails and nothing is lost.
-        drop(clsact_link(name));
+        // Dropping it detaches.
+        drop(clsact_link(name)?);
     }
     Ok(())
+}
+
+/// Whether there was something.
+fn unpin(pin: &Path) -> Result<bool> {
+    match std::fs::remove_file(pin) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("removing {}", pin.display())),
+    }
 }
 
 /// Indices of the interfaces that links are pinned for.

@@ -1,0 +1,181 @@
+//! What runs inside the guest of [`crate::kernel`], and what its console must say.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+/// A test program and what to run of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Suite {
+    pub(crate) name: String,
+    pub(crate) program: PathBuf,
+    /// Arguments of the test program.
+    pub(crate) args: Vec<String>,
+}
+
+/// What the guest's lines start with that are not the suites' own.
+const MARK: &str = "xtask-guest";
+
+/// `/init` of the initramfs: makes the file system that `/script` runs in. It becomes that script: the kernel's own
+/// modprobe runs in the root directory of process 1. What fails ends process 1, and so the guest.
+pub(crate) const INIT: &str = r#"#!/bin/busybox sh
+set -e
+b=/bin/busybox
+for module in /modules/*; do $b insmod "$module"; done
+$b mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /host
+$b mount -t tmpfs -o mode=755 memory /memory
+$b mkdir /memory/upper /memory/work
+$b mount -t overlay -o lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work overlay /root
+$b mount -t proc proc /root/proc
+$b mount -t sysfs sysfs /root/sys
+$b mount -t bpf bpf /root/sys/fs/bpf
+$b mount -t tracefs tracefs /root/sys/kernel/tracing
+$b mount -t devtmpfs devtmpfs /root/dev
+$b mkdir -p /root/dev/shm
+$b mount -t tmpfs -o mode=1777 memory /root/dev/shm
+$b mount -t tmpfs -o mode=755 memory /root/run
+exec $b chroot /root /bin/sh -c "$($b cat /script)"
+"#;
+
+/// The shell script that runs the suites one after the other, each to its end, and powers off. `modules` is the directory of the
+/// kernel's modules on the host.
+pub(crate) fn script(modules: &Path, headgate: &Path, suites: &[Suite]) -> String {
+    let mut script = format!(
+        r#"export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/run HEADGATE={}
+mkdir -p /lib/modules
+[ -e "/lib/modules/$(uname -r)" ] || ln -s {} /lib/modules/
+suite() {{
+    name=$1
+    shift
+    echo "{MARK}: begin $name"
+    "$@" </dev/null 2>&1
+    echo "{MARK}: end $name $?"
+}}
+"#,
+        quoted(headgate.to_string_lossy()),
+        quoted(modules.to_string_lossy()),
+    );
+    for suite in suites {
+        let own = ["--test-threads=1", "--color=never"].map(Into::into);
+        let words = [suite.program.to_string_lossy()].into_iter().chain(own);
+        let words = words.chain(suite.args.iter().map(Into::into)).map(quoted);
+        script.push_str(&format!("suite {} {}\n", suite.name, words.collect::<Vec<_>>().join(" ")));
+    }
+    // A warning's lines (TAINT_WARN) do not make a test fail by themselves.
+    script.push_str(&format!(
+        r#"if [ $(($(cat /proc/sys/kernel/tainted) & 512)) -ne 0 ]; then dmesg | grep -A 30 WARNING; else echo "{MARK}: calm"; fi
+busybox poweroff -f
+"#
+    ));
+    script
+}
+
+/// Fails unless every suite has run to its end, has passed and was not empty, and the kernel has not warned.
+pub(crate) fn judge(lines: &[String], suites: &[Suite]) -> Result<()> {
+    let mut passed = 0;
+    for suite in suites {
+        let begin = format!("{MARK}: begin {}", suite.name);
+        let end = format!("{MARK}: end {} ", suite.name);
+        let Some(begin) = lines.iter().position(|line| *line == begin) else {
+            bail!("the guest did not come to {}: see its last lines above", suite.name);
+        };
+        let lines = &lines[begin..];
+        // The last line of a test program that is killed has no end of its own.
+        let Some((length, status)) = lines
+            .iter()
+            .enumerate()
+            .find_map(|(number, line)| Some((number, line.find(&end).map(|at| &line[at + end.len()..])?)))
+        else {
+            bail!("the guest ended in the middle of {}", suite.name);
+        };
+        if status != "0" {
+            bail!("{} failed with status {status}", suite.name);
+        }
+        let count = lines[..length].iter().find_map(|line| {
+            line.strip_prefix("test result: ok. ")?.split_once(" passed")?.0.parse::<u64>().ok()
+        });
+        match count {
+            None => bail!("{} printed no result", suite.name),
+            Some(0) => bail!("{} has no test of {:?}", suite.name, suite.args),
+            Some(count) => passed += count,
+        }
+    }
+    if !lines.iter().any(|line| *line == format!("{MARK}: calm")) {
+        bail!("the kernel printed a warning: see the last lines above");
+    }
+    println!("== tests passed: {passed}");
+    Ok(())
+}
+
+/// A word of a shell script.
+fn quoted(word: impl AsRef<str>) -> String {
+    format!("'{}'", word.as_ref().replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn suites() -> Vec<Suite> {
+        let suite = |name: &str, args: &[&str]| Suite {
+            name: name.to_owned(),
+            program: PathBuf::from(format!("/target/it's {name}")),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        };
+        vec![suite("one", &["a", "b"]), suite("two", &[])]
+    }
+
+    fn verdict(text: &str) -> String {
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        judge(&lines, &suites()).err().map_or_else(|| "passed".to_owned(), |error| error.to_string())
+    }
+
+    const GOOD: &str = "boot
+xtask-guest: begin one
+test result: ok. 3 passed; 0 failed; 0 ignored
+xtask-guest: end one 0
+xtask-guest: begin two
+test result: ok. 1 passed; 0 failed; 0 ignored
+xtask-guest: end two 0
+xtask-guest: calm";
+
+    #[test]
+    fn only_the_full_console_passes() {
+        assert_eq!(verdict(GOOD), "passed");
+        // Whatever line is missing, it is no pass.
+        let lines: Vec<_> = GOOD.lines().collect();
+        for missing in 1..lines.len() {
+            let left = [&lines[..missing], &lines[missing + 1..]].concat().join("\n");
+            assert_ne!(verdict(&left), "passed", "without {:?}", lines[missing]);
+        }
+    }
+
+    #[test]
+    fn failures_name_the_suite() {
+        assert_eq!(verdict(&GOOD.replace("end two 0", "end two 101")), "two failed with status 101");
+        assert_eq!(verdict(&GOOD.replace("ok. 3", "ok. 0")), r#"one has no test of ["a", "b"]"#);
+        assert_eq!(
+            verdict(GOOD.split_once("xtask-guest: end two").unwrap().0),
+            "the guest ended in the middle of two"
+        );
+        assert_eq!(
+            verdict(&GOOD.replace("xtask-guest: end two 0", "test late ... xtask-guest: end two 134")),
+            "two failed with status 134"
+        );
+    }
+
+    #[test]
+    fn scripts_are_valid_shell() {
+        let script =
+            script(Path::new("/target/kernels/6.1/lib/modules/x"), Path::new("/target/headgate"), &suites());
+        assert!(
+            script.contains(r"suite one '/target/it'\''s one' '--test-threads=1' '--color=never' 'a' 'b'"),
+            "{script}"
+        );
+        for script in [INIT, &script] {
+            assert!(Command::new("sh").args(["-n", "-c", script]).status().unwrap().success(), "{script}");
+        }
+    }
+}
