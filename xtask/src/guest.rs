@@ -25,16 +25,16 @@ for module in /modules/*; do $b insmod "$module"; done
 $b mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /host
 $b mount -t tmpfs -o mode=755 memory /memory
 $b mkdir /memory/upper /memory/work
-$b mount -t overlay -o lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work overlay /root
-$b mount -t proc proc /root/proc
-$b mount -t sysfs sysfs /root/sys
-$b mount -t bpf bpf /root/sys/fs/bpf
-$b mount -t tracefs tracefs /root/sys/kernel/tracing
-$b mount -t devtmpfs devtmpfs /root/dev
-$b mkdir -p /root/dev/shm
-$b mount -t tmpfs -o mode=1777 memory /root/dev/shm
-$b mount -t tmpfs -o mode=755 memory /root/run
-exec $b chroot /root /bin/sh -c "$($b cat /script)"
+$b mount -t overlay -o lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work overlay /sysroot
+$b mount -t proc proc /sysroot/proc
+$b mount -t sysfs sysfs /sysroot/sys
+$b mount -t bpf bpf /sysroot/sys/fs/bpf
+$b mount -t tracefs tracefs /sysroot/sys/kernel/tracing
+$b mount -t devtmpfs devtmpfs /sysroot/dev
+$b mkdir -p /sysroot/dev/shm
+$b mount -t tmpfs -o mode=1777 memory /sysroot/dev/shm
+$b mount -t tmpfs -o mode=755 memory /sysroot/run
+exec $b chroot /sysroot /bin/sh -c "$($b cat /script)"
 "#;
 
 /// The shell script that runs the suites one after the other, each to its end, and powers off. `modules` is the directory of the

@@ -116,7 +116,7 @@ impl Kernel {
             fs::remove_dir_all(&files)?;
         }
         // Mount points, and `bin` and `modules` to be filled.
-        for directory in ["bin", "modules", "host", "memory", "root"] {
+        for directory in ["bin", "modules", "host", "memory", "sysroot"] {
             fs::create_dir_all(files.join(directory))?;
         }
         let busybox = output(Command::new("sh").args(["-c", "command -v busybox"]))?;

@@ -18,6 +18,7 @@ use crate::agent::admin::AdminSocket;
 use crate::agent::kernel_side::{KernelSide, RESOLUTION};
 use crate::balancer::ClusterBalancer;
 use crate::config::{ConfigErrors, Loaded};
+use crate::datapath::object::Pins;
 use crate::datapath::sweep::IdleTimeouts;
 use crate::desired::service_id;
 use crate::model::{Config, Mode};
@@ -105,13 +106,20 @@ impl Agent {
     }
 
     async fn try_kernel(&mut self, mode: Mode) -> Result<KernelSide> {
-        let mut kernel = KernelSide::load(&self.config, &self.options, mode)?;
-        let result = self.bring_up(&mut kernel).await;
-        if result.is_err() {
-            // Half a datapath is none.
-            let _ = kernel.unload(&self.network);
+        let pins = Pins::new(&self.options.bpffs);
+        let adopted = pins.exist();
+        let result = self.load_and_bring_up(mode).await;
+        if result.is_err() && !adopted {
+            // Half a datapath is none. An earlier agent's goes on for its flows, though.
+            let _ = kernel_side::unload(&pins, &self.network);
         }
-        result.map(|()| kernel)
+        result
+    }
+
+    async fn load_and_bring_up(&mut self, mode: Mode) -> Result<KernelSide> {
+        let mut kernel = KernelSide::load(&self.config, &self.options, mode)?;
+        self.bring_up(&mut kernel).await?;
+        Ok(kernel)
     }
 
     async fn bring_up(&mut self, kernel: &mut KernelSide) -> Result<()> {
