@@ -148,6 +148,11 @@ fn bad_input_is_refused() {
         &good.replace("interfaces: auto", "interfaces: [lc0, eth77]"),
         &["interface:1:", "eth77", "lc0"],
     );
+    refused(
+        "ports",
+        &good.replace("interfaces: auto", "interfaces: auto, snat_ports: 40000-41000"),
+        &["ports:1:", "datapath.snat_ports", "ip_local_port_range"],
+    );
     refused("key", &good.replace("lb_policy", "lb_polcy"), &["key:8:", "lb_polcy", "lb_policy"]);
     refused("cluster", &good.replace("cluster: web4", "cluster: web5"), &["cluster:3:", "web5", "web4"]);
     // The running agent is none the worse.

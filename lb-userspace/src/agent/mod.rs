@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::agent::admin::AdminSocket;
 use crate::agent::kernel_side::{KernelSide, RESOLUTION};
 use crate::balancer::ClusterBalancer;
-use crate::config::{ConfigErrors, Loaded};
+use crate::config::{ConfigErrors, Loaded, Place};
 use crate::datapath::object::Pins;
 use crate::datapath::sweep::IdleTimeouts;
 use crate::desired::service_id;
@@ -60,7 +60,7 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
     raise_file_limit();
     let mut watch = net::watch().await.context("watching the node's network")?;
     let network = net::snapshot().await.context("reading the node's network")?;
-    check_interfaces(&loaded, &network)?;
+    check_against_host(&loaded, &network)?;
 
     // First, so that a second agent stops here, before it touches anything.
     let mut admin = AdminSocket::bind(&options.run_dir)?;
@@ -230,21 +230,37 @@ fn proxy_listeners(config: &Config, balancers: &[Arc<ClusterBalancer>]) -> Vec<P
         .collect()
 }
 
-/// Named interfaces have to be there.
-fn check_interfaces(loaded: &Loaded, network: &Snapshot) -> Result<()> {
-    let Some(names) = &loaded.config.datapath.interfaces else { return Ok(()) };
+/// What the file alone cannot tell: named interfaces have to be there, and SNAT ports must not be those that the
+/// host's own connections leave from, or answers to these would be taken for a client's.
+fn check_against_host(loaded: &Loaded, network: &Snapshot) -> Result<()> {
+    let datapath = &loaded.config.datapath;
     let mut errors = Vec::new();
-    for name in names {
+    for name in datapath.interfaces.iter().flatten() {
         if network.link_by_name(name).is_none() {
             let have: Vec<&str> =
                 network.links.iter().filter(|link| !link.loopback).map(|link| link.name.as_str()).collect();
-            let place = loaded.places.interface(name).unwrap_or(crate::config::Place::START);
             errors.push(loaded.error_at(
-                place,
+                loaded.places.interface(name).unwrap_or(Place::START),
                 "datapath.interfaces",
                 format!("no interface `{name}` on this host; there are: {}", have.join(", ")),
             ));
         }
+    }
+    let (first, last) = net::local_port_range()?;
+    if let Some(ports) = &datapath.snat_ports
+        && *ports.start() <= last
+        && first <= *ports.end()
+    {
+        errors.push(loaded.error_at(
+            loaded.places.snat_ports().unwrap_or(Place::START),
+            "datapath.snat_ports",
+            format!(
+                "{}-{} overlaps net.ipv4.ip_local_port_range, {first}-{last}, which this host's own connections \
+                 leave from; take another range, or move that one with sysctl",
+                ports.start(),
+                ports.end()
+            ),
+        ));
     }
     if errors.is_empty() { Ok(()) } else { bail!(ConfigErrors::from(errors)) }
 }
