@@ -87,6 +87,43 @@ fn an_added_address_is_served(setup: Setup) {
     }
 }
 
+/// A listener on one address: nothing is served elsewhere, and it is as soon as the address arrives, and no longer
+/// than it stays.
+#[test]
+fn an_explicit_address_is_served_while_it_is_here() {
+    let topology = Topology::new(&Setup::Tc.options()).unwrap();
+    let _nginx = start_nginx(&topology, None).unwrap();
+    let address = Family::V4.address(0, 77);
+    let vip = SocketAddr::new(address, Family::V4.vip().port());
+    let text = config("tc", &topology).replace("\"0.0.0.0:", &format!("\"{address}:"));
+    let agent = Agent::start(&topology, &text).unwrap();
+    assert!(Connection::open_in(&topology.client, Family::V4.vip()).is_err(), "nobody listens there");
+
+    let prefixed = Family::V4.with_prefix(address);
+    for _ in 0..2 {
+        topology.lb.ip(&["addr", "add", &prefixed, "dev", "lc0"]).unwrap();
+        wait_for(&format!("{vip} is served by tc"), Duration::from_secs(10), || {
+            let before = agent.totals()?;
+            Connection::open_in(&topology.client, vip)?.get_last()?;
+            agent.require_carried(&before, Rung::Tc, 1)
+        })
+        .unwrap();
+        let before = agent.totals().unwrap();
+        sequential(&topology.client, vip, 30).unwrap().require(30).unwrap();
+        agent.require_carried(&before, Rung::Tc, 30).unwrap();
+
+        topology.lb.ip(&["addr", "del", &prefixed, "dev", "lc0"]).unwrap();
+        wait_for(&format!("{vip} is not served any more"), Duration::from_secs(10), || {
+            let serves = agent.status()?["listeners"][0]["serves"].as_array().map_or(0, Vec::len);
+            ensure!(serves == 0, "it still is");
+            Ok(())
+        })
+        .unwrap();
+        let services = agent.headgate(&["maps", "dump", "services4"]).unwrap();
+        assert!(!services.contains(&address.to_string()), "{services}");
+    }
+}
+
 #[test]
 fn proxied_connections_outlive_the_change_to_xdp() {
     proxied_connections_outlive_the_change(Setup::Xdp);
