@@ -192,19 +192,30 @@ impl KernelSide {
             }
         }
         let known = std::mem::take(&mut self.interfaces);
+        let mut failure = None;
         for link in wanted {
-            match known.iter().find(|interface| interface.index == link.index) {
-                Some(interface) => {
-                    self.interfaces.push(Interface { name: link.name.clone(), ..interface.clone() })
-                }
-                None => {
-                    let interface = self.attach_one(&link).await?;
-                    log::info!("{}: {} ({})", link.name, rung_name(interface.rung), interface.why);
-                    self.interfaces.push(interface);
-                }
+            if let Some(interface) = known.iter().find(|interface| interface.index == link.index) {
+                self.interfaces.push(Interface { name: link.name.clone(), ..interface.clone() });
+                continue;
             }
+            let interface = match self.attach_one(&link).await {
+                Ok(interface) => interface,
+                // One interface without a kernel rung costs the others nothing.
+                Err(error) if self.mode == Mode::Auto => Interface {
+                    index: link.index,
+                    name: link.name.clone(),
+                    rung: None,
+                    why: format!("{error:#}"),
+                },
+                Err(error) => {
+                    failure = Some(error);
+                    continue;
+                }
+            };
+            log::info!("{}: {} ({})", link.name, rung_name(interface.rung), interface.why);
+            self.interfaces.push(interface);
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     /// Those with addresses or routes, and those by which a backend is reached.
