@@ -14,6 +14,9 @@ pub trait Address: Copy + Eq + Wire + 'static {
     fn sum(self) -> u32;
     /// The address in 64 bits, for hashing.
     fn mixed(self) -> u64;
+    /// Whether it may be the source of a packet that is answered (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e): that
+    /// of one host, neither unspecified nor loopback.
+    fn is_unicast(self) -> bool;
     /// From words in network byte order. IPv4: the first; IPv6: all four.
     fn from_words(words: [u32; 4]) -> Self;
     /// [`Address::from_words`] of a map's value: word by word, or the compiler makes it a call of memmove, which on
@@ -58,6 +61,12 @@ impl Address for V4 {
     }
 
     #[inline(always)]
+    fn is_unicast(self) -> bool {
+        let first = self.0.to_ne_bytes()[0];
+        first != 0 && first != 127 && first < 224
+    }
+
+    #[inline(always)]
     fn from_words(words: [u32; 4]) -> Self {
         Self(words[0])
     }
@@ -84,6 +93,13 @@ impl Address for V6 {
         let high = (a as u64) << 32 | b as u64;
         let low = (c as u64) << 32 | d as u64;
         high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low
+    }
+
+    #[inline(always)]
+    fn is_unicast(self) -> bool {
+        let [a, b, c, d] = self.0;
+        let low = a | b | c == 0 && u32::from_be(d) <= 1;
+        a.to_ne_bytes()[0] != 0xff && !low
     }
 
     #[inline(always)]

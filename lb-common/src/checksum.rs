@@ -3,6 +3,9 @@
 //! All sums are of 16-bit words as loaded from memory, so a delta can be added to a checksum field that was
 //! loaded the same way. A packet that arrives with a wrong checksum leaves with a wrong one.
 
+use crate::packet::Packet;
+use crate::parse::MAX_L4_OFFSET;
+
 /// The two 16-bit words of `word`, added.
 #[inline(always)]
 pub const fn words(word: u32) -> u32 {
@@ -14,6 +17,24 @@ pub const fn words(word: u32) -> u32 {
 pub const fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// 32-bit words that [`sum`] adds up at the most: an IPv6 header with its extensions and a TCP header.
+const MAX_WORDS: u64 = 80;
+
+/// The folded sum of `words` 32-bit words at `start` of the packet; as far as they reach.
+#[inline(always)]
+pub fn sum<P: Packet>(packet: &P, start: usize, words: usize) -> u32 {
+    let start = start & MAX_L4_OFFSET;
+    let mut total = 0u64;
+    // In 64 bits: see `open::PORT_PROBES`.
+    let mut at = 0u64;
+    while at < MAX_WORDS && at < words as u64 {
+        let Some(word) = packet.read::<u32>(start + at as usize * 4) else { break };
+        total += word as u64;
+        at += 1;
+    }
+    fold(self::words(total as u32) + self::words((total >> 32) as u32)) as u32
 }
 
 /// What to add to a ones' complement *sum* when words that sum to `old` become words that sum to `new`.

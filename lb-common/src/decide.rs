@@ -9,7 +9,7 @@ use crate::flow::FlowRef;
 use crate::off_path;
 use crate::parse::Segment;
 use crate::reason::Reason;
-use crate::tables::{Step, Tables};
+use crate::tables::{Step, Tables, hop};
 
 /// Where the datapath runs.
 #[repr(u32)]
@@ -45,12 +45,26 @@ pub struct Env {
     pub ingress: u32,
     /// Nanoseconds of `CLOCK_MONOTONIC`, coarse.
     pub now: u64,
+    /// TC: payload bytes of each segment that a GSO super-packet becomes; 0: it is one segment.
+    pub gso_size: u32,
+    /// XDP: the frame lies in several buffers, which not every driver sends.
+    pub scattered: bool,
+}
+
+impl Env {
+    /// A packet that is one segment in one buffer.
+    #[inline(always)]
+    pub const fn new(rung: Rung, ingress: u32, now: u64) -> Self {
+        Self { rung, ingress, now, gso_size: 0, scattered: false }
+    }
 }
 
 /// What to do with the packet.
 pub enum Action<'t, A> {
     /// Rewrite as the entry says, and send.
     Forward(FlowRef<'t, A>, Output<'t>),
+    /// Turn it into an ICMP error to its sender (TC alone), see [`crate::answer`].
+    Answer,
     /// Leave it as it is to whoever is next on this hook.
     Pass,
     /// Drop it.
@@ -73,19 +87,34 @@ pub struct Verdict<'t, A> {
     pub reason: Reason,
     /// What to do.
     pub action: Action<'t, A>,
+    /// What an answer says: the next hop's MTU, at most 65,535 bytes, to a packet that is too big, 0 to one whose TTL is
+    /// used up. Not part of the action: where a number and a pointer share a place, the verifier minds.
+    pub mtu: u32,
 }
 
-impl<A> Verdict<'_, A> {
+impl<'t, A> Verdict<'t, A> {
+    /// Send the packet on.
+    #[inline(always)]
+    pub fn forward(reason: Reason, flow: FlowRef<'t, A>, output: Output<'t>) -> Self {
+        Self { reason, action: Action::Forward(flow, output), mtu: 0 }
+    }
+
+    /// Answer the packet.
+    #[inline(always)]
+    pub fn answer(reason: Reason, mtu: u32) -> Self {
+        Self { reason, action: Action::Answer, mtu }
+    }
+
     /// Leave the packet as it is.
     #[inline(always)]
     pub fn pass(reason: Reason) -> Self {
-        Self { reason, action: Action::Pass }
+        Self { reason, action: Action::Pass, mtu: 0 }
     }
 
     /// Drop the packet.
     #[inline(always)]
     pub fn drop(reason: Reason) -> Self {
-        Self { reason, action: Action::Drop }
+        Self { reason, action: Action::Drop, mtu: 0 }
     }
 }
 
@@ -98,9 +127,11 @@ pub fn decide<'t, A: Address, T: Tables<A>>(
 ) -> Verdict<'t, A> {
     if let Some(flow) = tables.established(&segment.key)
         && !established::is_reused(segment, flow)
+        && let Some(hop) = tables.next_hop(flow.get().hop)
+        && hop.flags & hop::RELOOKUP == 0
     {
         tables.note(Step::FoundEstablished);
-        return established::handle(env, segment, tables, flow);
+        return established::handle(env, segment, tables, flow, flow, hop);
     }
     off_path::decide(env, segment, tables)
 }

@@ -5,7 +5,7 @@ use crate::decide::{Action, Env, Output, Rung, Verdict};
 use crate::flow::{FlowRef, flags};
 use crate::parse::Segment;
 use crate::reason::Reason;
-use crate::tables::{NextHop, Tables, hop};
+use crate::tables::{NextHop, Step, Tables, hop};
 use crate::tcp;
 
 /// Whether `segment` opens a new connection on the tuple of one that has ended.
@@ -14,16 +14,20 @@ pub(crate) fn is_reused<A: Address>(segment: &Segment<A>, flow: FlowRef<'_, A>) 
     segment.opens() && flow.get().is_forward() && tcp::is_closing(flow.state())
 }
 
+/// Handles a packet of `flow` that leaves by `hop` and is rewritten by `sent`: the entry itself or, where its route
+/// has moved, what [`current`] made of it.
 #[inline(always)]
 pub(crate) fn handle<'t, A: Address, T: Tables<A>>(
     env: &Env,
     segment: &Segment<A>,
     tables: &'t T,
     flow: FlowRef<'t, A>,
+    sent: FlowRef<'t, A>,
+    hop: &'t NextHop,
 ) -> Verdict<'t, A> {
     let from_client = flow.get().is_forward();
     let reason = if from_client { Reason::FORWARD } else { Reason::REVERSE };
-    let verdict = relay(env, segment, tables, flow, reason);
+    let verdict = relay_by(env, segment, sent, hop, reason);
     if let Action::Forward(..) = verdict.action {
         let state = flow.state();
         if state != 0 || segment.has(tcp::flags::FIN | tcp::flags::RST) {
@@ -34,7 +38,29 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(
     verdict
 }
 
-/// Sends a packet of a flow on, if its next hop and its TTL allow; changes nothing.
+/// By what entry and next hop packets of `flow` leave now: by its own or, where the route that its next hop stands
+/// for has moved, by a copy of it in the work room with the next hop that is looked up. `None`: there is none.
+#[inline(always)]
+pub(crate) fn current<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
+    flow: FlowRef<'t, A>,
+) -> Option<(FlowRef<'t, A>, &'t NextHop)> {
+    let hop = tables.next_hop(flow.get().hop)?;
+    if hop.flags & hop::RELOOKUP == 0 {
+        return Some((flow, hop));
+    }
+    let work = tables.work()?;
+    let copy = work.chosen.get_mut();
+    copy.copy_from(flow);
+    let index = tables.route(copy.out.destination).unwrap_or(0);
+    tables.note(Step::Rerouted(index));
+    copy.hop = index;
+    // What was learned is a neighbour on the old link.
+    copy.flags &= !flags::LEARNED;
+    Some((FlowRef::from_mut(copy), tables.next_hop(index)?))
+}
+
+/// Sends a packet of a flow from its client on, if its next hop and its TTL allow; changes nothing.
 #[inline(always)]
 pub(crate) fn relay<'t, A: Address, T: Tables<A>>(
     env: &Env,
@@ -44,6 +70,18 @@ pub(crate) fn relay<'t, A: Address, T: Tables<A>>(
     reason: Reason,
 ) -> Verdict<'t, A> {
     let Some(hop) = tables.next_hop(flow.get().hop) else { return Verdict::drop(Reason::HOP_GONE) };
+    relay_by(env, segment, flow, hop, reason)
+}
+
+/// Sends a packet on by `hop`, if that and its TTL allow; changes nothing.
+#[inline(always)]
+pub(crate) fn relay_by<'t, A: Address>(
+    env: &Env,
+    segment: &Segment<A>,
+    flow: FlowRef<'t, A>,
+    hop: &'t NextHop,
+    reason: Reason,
+) -> Verdict<'t, A> {
     let output = match output(env, hop, flow.get().flags & flags::LEARNED != 0) {
         Ok(output) => output,
         Err(Reason::TO_TC) => return Verdict::pass(Reason::TO_TC),
@@ -53,9 +91,35 @@ pub(crate) fn relay<'t, A: Address, T: Tables<A>>(
         return Verdict::drop(Reason::FRAGMENT);
     }
     if segment.ttl <= 1 {
-        return Verdict::drop(Reason::TTL_EXPIRED);
+        return expired(env);
     }
-    Verdict { reason, action: Action::Forward(flow, output) }
+    if segment.length(segment.payload) > hop.mtu
+        && (env.gso_size == 0 || segment.length(env.gso_size) > hop.mtu)
+    {
+        return too_big(env, hop.mtu);
+    }
+    Verdict::forward(reason, flow, output)
+}
+
+/// A packet whose TTL or hop limit is used up. XDP leaves it to TC, which can answer.
+#[inline(always)]
+pub(crate) fn expired<'t, A>(env: &Env) -> Verdict<'t, A> {
+    match env.rung {
+        Rung::Xdp => Verdict::pass(Reason::TO_TC),
+        Rung::Tc => Verdict::answer(Reason::TTL_ANSWERED, 0),
+    }
+}
+
+/// A packet of more than `mtu` bytes, which are what its next hop takes. As above.
+#[inline(always)]
+fn too_big<'t, A>(env: &Env, mtu: u32) -> Verdict<'t, A> {
+    match env.rung {
+        Rung::Xdp => Verdict::pass(Reason::TO_TC),
+        Rung::Tc => {
+            let mtu = if mtu > u16::MAX as u32 { u16::MAX as u32 } else { mtu };
+            Verdict::answer(Reason::TOO_BIG, mtu)
+        }
+    }
 }
 
 /// How this rung sends by `hop`; `Err(ToTc)`: it cannot, but TC can.
@@ -69,13 +133,13 @@ pub(crate) fn output<'t>(env: &Env, hop: &'t NextHop, learned: bool) -> Result<O
     match env.rung {
         Rung::Xdp => {
             // A frame goes back out of its own interface without the device's redirect support.
-            if good && (hop.flags & hop::XDP != 0 || hop.ifindex == env.ingress) {
-                Ok(Output::Hop(hop))
-            } else {
-                Err(Reason::TO_TC)
-            }
+            let takes = hop.flags & hop::XDP != 0 || hop.ifindex == env.ingress;
+            let whole = !env.scattered || hop.flags & hop::XDP_SG != 0;
+            if good && takes && whole { Ok(Output::Hop(hop)) } else { Err(Reason::TO_TC) }
         }
-        Rung::Tc => Ok(if good { Output::Hop(hop) } else { Output::Neighbour(hop) }),
+        // Behind a device without an Ethernet header there are no neighbours to ask for.
+        Rung::Tc if good || hop.flags & hop::L3 != 0 => Ok(Output::Hop(hop)),
+        Rung::Tc => Ok(Output::Neighbour(hop)),
     }
 }
 

@@ -142,10 +142,11 @@ fn promote<'t, A: Address, T: Tables<A>>(
     let Some(flow) = tables.established(&segment.key) else { return Verdict::drop(Reason::PROMOTION_FAILED) };
     tables.remove_half_open(&segment.key);
     tables.remove_half_open(&reverse_key);
-    let verdict = established::handle(env, segment, tables, flow);
+    let Some(hop) = tables.next_hop(flow.get().hop) else { return Verdict::drop(Reason::HOP_GONE) };
+    let verdict = established::handle(env, segment, tables, flow, flow, hop);
     match verdict.action {
-        Action::Forward(..) => Verdict { reason: Reason::ESTABLISHED, action: verdict.action },
-        Action::Pass | Action::Drop => verdict,
+        Action::Forward(..) => Verdict { reason: Reason::ESTABLISHED, ..verdict },
+        Action::Answer | Action::Pass | Action::Drop => verdict,
     }
 }
 
@@ -166,11 +167,17 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
     let flow = forward.get();
     let answers_syn =
         segment.has(flags::ACK) && segment.ack.wrapping_sub(flow.isn.wrapping_add(1)) <= flow.syn_payload;
+    let Some((sent, hop)) = established::current(tables, reverse) else {
+        return Verdict::drop(Reason::HOP_GONE);
+    };
     if segment.has(flags::RST) {
-        return refused(env, segment, tables, forward, reverse, answers_syn);
+        if let Some(verdict) = refused(tables, forward, reverse, answers_syn) {
+            return verdict;
+        }
+        return established::relay_by(env, segment, sent, hop, Reason::HALF_OPEN_RESET);
     }
     if answers_syn && segment.has(flags::SYN) {
-        let verdict = established::relay(env, segment, tables, reverse, Reason::SYN_ACK);
+        let verdict = established::relay_by(env, segment, sent, hop, Reason::SYN_ACK);
         if !matches!(verdict.action, Action::Forward(..)) {
             return verdict;
         }
@@ -183,7 +190,7 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
         return verdict;
     }
     if segment.has(flags::ACK) {
-        let verdict = established::relay(env, segment, tables, reverse, Reason::CHALLENGE);
+        let verdict = established::relay_by(env, segment, sent, hop, Reason::CHALLENGE);
         if matches!(verdict.action, Action::Forward(..)) && forward.pin() == 0 {
             forward.set_peer_isn(segment.ack);
             forward.update_state(state::CHALLENGED, 0);
@@ -193,22 +200,21 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
     Verdict::pass(Reason::NO_FLOW)
 }
 
-/// A backend that answers with RST. While attempts remain the client is not told: its next SYN goes elsewhere.
+/// A backend that answers with RST: what becomes of that if it is not for the client. While attempts remain the client
+/// is not told: its next SYN goes elsewhere.
 #[inline(always)]
 fn refused<'t, A: Address, T: Tables<A>>(
-    env: &Env,
-    segment: &Segment<A>,
     tables: &'t T,
     forward: FlowRef<'t, A>,
     reverse: FlowRef<'t, A>,
     answers_syn: bool,
-) -> Verdict<'t, A> {
+) -> Option<Verdict<'t, A>> {
     let pinned = forward.pin() != 0;
     if !answers_syn && !pinned {
-        return Verdict::pass(Reason::NO_FLOW);
+        return Some(Verdict::pass(Reason::NO_FLOW));
     }
     if !pinned && open::may_retry(tables, &reverse.peer_key(), forward) {
-        return Verdict::drop(Reason::REFUSED_RETRY);
+        return Some(Verdict::drop(Reason::REFUSED_RETRY));
     }
-    established::relay(env, segment, tables, reverse, Reason::HALF_OPEN_RESET)
+    None
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::thread::ThreadId;
 
 use crate::address::Address;
+use crate::answer::{answer, quoted_sum, unanswered};
 use crate::checksum;
 use crate::decide::{Action, Env, Output, Rung, Verdict, decide};
 use crate::flow::{Flow, FlowRef, Key};
@@ -19,8 +20,8 @@ use crate::rewrite::rewrite;
 use crate::tables::{
     Backend, HALF_OPEN_ENTRIES, NextHop, Opened, Service, ServiceKey, Settings, Tables, Window,
 };
-use crate::work::{Part, Work};
-use crate::{V4, V6, off_path, open, tcp};
+use crate::work::{Part, RouteKey, Work};
+use crate::{V4, V6, icmp, off_path, open, tcp};
 
 /// A frame as XDP sees it: all of it in reach, checksums complete, tags in the frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +62,10 @@ impl Packet for Frame {
         tcp::find_mss(self, start, length)
     }
 
-    fn set_link_header(&mut self, from: Tags, to: &LinkHeader) -> Option<()> {
+    fn set_link_header(&mut self, from: &Link, to: &LinkHeader) -> Option<()> {
+        if from.is_bare() && to.bare {
+            return Some(());
+        }
         let mut header = Vec::with_capacity(22);
         header.extend(to.destination);
         header.extend(to.source);
@@ -71,11 +75,32 @@ impl Packet for Frame {
             header.extend(tci.to_be_bytes());
         }
         header.extend(to.ethertype.to_be_bytes());
-        let old = 14 + 4 * from.in_frame as usize;
+        self.replace_link_layer(from, header)
+    }
+
+    fn has_partial_checksum(&mut self, _offset: usize) -> Option<bool> {
+        Some(false)
+    }
+
+    fn make_room(&mut self, from: &Link, keep: u32, room: u32) -> Option<()> {
+        let mut front = vec![0; room as usize];
+        if !from.is_bare() {
+            let ethertype = from.ethertype.to_be_bytes();
+            front.splice(..0, self.0.get(..12)?.iter().copied().chain(ethertype));
+        }
+        self.0.truncate(keep as usize);
+        self.replace_link_layer(from, front)
+    }
+}
+
+impl Frame {
+    /// Puts `front` in the place of what is before the IP header.
+    fn replace_link_layer(&mut self, from: &Link, front: Vec<u8>) -> Option<()> {
+        let old = if from.is_bare() { 0 } else { 14 + 4 * from.tags.in_frame as usize };
         if self.0.len() < old {
             return None;
         }
-        self.0.splice(..old, header);
+        self.0.splice(..old, front);
         Some(())
     }
 }
@@ -89,7 +114,7 @@ pub struct Result {
     pub sent: Option<(u32, bool)>,
 }
 
-/// Runs the whole datapath on `frame`, which is rewritten if it is forwarded.
+/// Runs the whole datapath on `frame`, which is rewritten if it is forwarded or answered.
 pub fn run<T: Tables<V4> + Tables<V6>>(env: &Env, frame: &mut Frame, tables: &T) -> Result {
     let link = match parse_link(frame) {
         Ok(link) => link,
@@ -102,21 +127,52 @@ pub fn run<T: Tables<V4> + Tables<V6>>(env: &Env, frame: &mut Frame, tables: &T)
     }
 }
 
+/// [`run`] on a packet of a device without an Ethernet header, which says what EtherType it has.
+pub fn run_bare<T: Tables<V4> + Tables<V6>>(
+    env: &Env,
+    ethertype: u16,
+    frame: &mut Frame,
+    tables: &T,
+) -> Result {
+    match ethertype {
+        ethertype::IPV4 => run_family::<V4, T>(env, frame, Link::bare(ethertype), tables),
+        ethertype::IPV6 => run_family::<V6, T>(env, frame, Link::bare(ethertype), tables),
+        _ => Result { reason: Reason::NOT_IP, sent: None },
+    }
+}
+
 fn run_family<A: Address, T: Tables<A>>(env: &Env, frame: &mut Frame, link: Link, tables: &T) -> Result {
+    let by = |output| match output {
+        Output::Hop(hop) => (hop.ifindex, false),
+        Output::Neighbour(hop) => (hop.device, true),
+    };
     let segment = match parse::<A, _>(frame, link) {
         Ok(segment) => segment,
+        // Only TC looks into ICMP.
+        Err(Reason::NOT_TCP) if env.rung == Rung::Tc => {
+            let Verdict { reason, action, .. } = icmp::decide::<A, _, T>(env, frame, &link, tables);
+            let Action::Forward(flow, output) = action else { return Result { reason, sent: None } };
+            if icmp::rewrite(frame, &link, tables, flow.get(), output).is_none() {
+                return Result { reason: Reason::REWRITE_FAILED, sent: None };
+            }
+            return Result { reason, sent: Some(by(output)) };
+        }
         Err(reason) => return Result { reason, sent: None },
     };
-    let Verdict { reason, action } = decide(env, &segment, tables);
+    let Verdict { reason, action, mtu } = decide(env, &segment, tables);
     let sent = match action {
         Action::Forward(flow, output) => {
             if rewrite(frame, &segment, flow.get(), output).is_none() {
                 return Result { reason: Reason::REWRITE_FAILED, sent: None };
             }
-            Some(match output {
-                Output::Hop(hop) => (hop.ifindex, false),
-                Output::Neighbour(hop) => (hop.device, true),
-            })
+            Some(by(output))
+        }
+        Action::Answer => {
+            let quoted = quoted_sum(frame, link.l3, segment.l4);
+            if quoted.and_then(|quoted| answer::<A, _>(frame, &link, segment.l4, mtu, quoted)).is_none() {
+                return Result { reason: unanswered(mtu), sent: None };
+            }
+            Some((env.ingress, false))
         }
         Action::Pass | Action::Drop => None,
     };
@@ -486,13 +542,15 @@ fn empty_work<A: Address>() -> Work<A> {
     };
     Work {
         segment: Part::new(segment),
-        env: Part::new(Env { rung: Rung::Xdp, ingress: 0, now: 0 }),
+        env: Part::new(Env::new(Rung::Xdp, 0, 0)),
         forward: Part::new(empty_flow()),
         reverse: Part::new(empty_flow()),
         reverse_key: Part::new(key),
         request: Part::new(open::Request::default()),
         choice: Part::new(open::Choice::default()),
         chosen: Part::new(empty_flow()),
+        quote: Part::new(icmp::Quote { key, icmp: 0, l4: 0, has_check: false, ttl: 0 }),
+        route: Part::new(RouteKey { bits: 0, address: zero }),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::host::Frame;
+use crate::icmp;
 use crate::parse::{TCP, ethertype};
 use crate::tcp::flags;
 
@@ -230,6 +231,14 @@ impl PacketBuilder {
         Frame(frame)
     }
 
+    /// What an ICMP error quotes of it: the IP header with its options or extensions, and `bytes` of the TCP segment.
+    pub fn quote(&self, bytes: usize) -> Vec<u8> {
+        let mut frame = self.build().0;
+        let content = self.segment().len() + self.trailer;
+        frame.truncate(frame.len() - content + bytes);
+        frame.split_off(14 + 4 * self.tags.len())
+    }
+
     fn segment(&self) -> Vec<u8> {
         let mut segment = Vec::new();
         segment.extend(self.source.port().to_be_bytes());
@@ -248,7 +257,7 @@ impl PacketBuilder {
 }
 
 /// The bytes of an address.
-fn octets(address: IpAddr) -> Vec<u8> {
+pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -256,7 +265,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// The Internet checksum of `parts`, each of an even length but the last (RFC 1071 section 4.1).
-fn checksum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u64;
     for pair in parts.iter().flat_map(|part| part.chunks(2)) {
         sum += u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]) as u64;
@@ -269,11 +278,16 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 
 /// The checksum of a TCP segment with its pseudo-header (RFC 9293 section 3.1); 0 if the field is filled in and right.
 fn tcp_checksum(source: &[u8], destination: &[u8], segment: &[u8]) -> u16 {
-    let length = (segment.len() as u32).to_be_bytes();
-    checksum(&[source, destination, &length, &[0, TCP], segment])
+    pseudo_checksum(source, destination, TCP, segment)
 }
 
-/// Whether the checksums in a frame with one whole TCP packet are right; `Err` says which is not, or why there is none.
+/// The same for another protocol.
+pub(crate) fn pseudo_checksum(source: &[u8], destination: &[u8], protocol: u8, content: &[u8]) -> u16 {
+    let length = (content.len() as u32).to_be_bytes();
+    checksum(&[source, destination, &length, &[0, protocol], content])
+}
+
+/// Whether the checksums in a frame with one whole TCP or ICMP packet are right; `Err` says which is not, or why there is none.
 pub fn verify_checksums(frame: &[u8]) -> Result<(), String> {
     let short = || "too short".to_string();
     let half = |at: usize| Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
@@ -282,7 +296,7 @@ pub fn verify_checksums(frame: &[u8]) -> Result<(), String> {
         at += 4;
     }
     let ip = at + 2;
-    let (source, destination, start, end) = match half(at).ok_or_else(short)? {
+    let (source, destination, protocol, start, end) = match half(at).ok_or_else(short)? {
         ethertype::IPV4 => {
             let header = (*frame.get(ip).ok_or_else(short)? & 0xf) as usize * 4;
             let total = half(ip + 2).ok_or_else(short)? as usize;
@@ -292,13 +306,13 @@ pub fn verify_checksums(frame: &[u8]) -> Result<(), String> {
             if half(ip + 6).ok_or_else(short)? & 0x3fff != 0 {
                 return Err("a fragment".into());
             }
-            (ip + 12..ip + 16, ip + 16..ip + 20, ip + header, ip + total)
+            (ip + 12..ip + 16, ip + 16..ip + 20, frame[ip + 9], ip + header, ip + total)
         }
         ethertype::IPV6 => {
             let end = ip + 40 + half(ip + 4).ok_or_else(short)? as usize;
             let mut next = *frame.get(ip + 6).ok_or_else(short)?;
             let mut at = ip + 40;
-            while next != TCP {
+            while next != TCP && next != icmp::V6 {
                 let [following, units, high, low] =
                     frame.get(at..at + 4).ok_or_else(short)?.try_into().map_err(|_| short())?;
                 at += match next {
@@ -310,18 +324,22 @@ pub fn verify_checksums(frame: &[u8]) -> Result<(), String> {
                 };
                 next = following;
             }
-            (ip + 8..ip + 24, ip + 24..ip + 40, at, end)
+            (ip + 8..ip + 24, ip + 24..ip + 40, next, at, end)
         }
         other => return Err(format!("EtherType {other:04x}")),
     };
     let part = |range: std::ops::Range<usize>| frame.get(range).ok_or_else(short);
     let (source, destination, segment) = (part(source)?, part(destination)?, part(start..end)?);
-    if segment.len() < 20 {
+    if segment.len() < 8 || (protocol == TCP && segment.len() < 20) {
         return Err(short());
     }
-    match tcp_checksum(source, destination, segment) {
+    let off = match protocol {
+        icmp::V4 => checksum(&[segment]),
+        _ => pseudo_checksum(source, destination, protocol, segment),
+    };
+    match off {
         0 => Ok(()),
-        off => Err(format!("the TCP checksum is wrong by {off:04x}")),
+        off => Err(format!("the checksum of protocol {protocol} is wrong by {off:04x}")),
     }
 }
 

@@ -18,6 +18,7 @@
 #![warn(missing_docs)]
 
 pub mod address;
+pub mod answer;
 mod atomic;
 pub mod balance;
 pub mod checksum;
@@ -25,6 +26,7 @@ pub mod decide;
 mod established;
 pub mod flow;
 mod half_open;
+pub mod icmp;
 pub mod off_path;
 pub mod open;
 pub mod packet;
@@ -37,6 +39,8 @@ pub mod work;
 
 #[cfg(feature = "user")]
 pub mod host;
+#[cfg(feature = "user")]
+pub mod host_icmp;
 #[cfg(feature = "user")]
 pub mod host_packets;
 #[cfg(feature = "user")]

@@ -14,13 +14,15 @@ use crate::reason::Reason;
 use crate::tables::{Step, Tables};
 use crate::work::Work;
 
-/// A verdict as a number: the reason in the low byte, [`PASS`] to [`NEIGHBOUR`] above it.
+/// A verdict as a number: the reason in the low byte, [`PASS`] to [`ANSWER`] in the next one, and the MTU of an answer
+/// above.
 pub type Code = u32;
 
 const PASS: u32 = 0;
 const DROP: u32 = 1;
 const HOP: u32 = 2;
 const NEIGHBOUR: u32 = 3;
+const ANSWER: u32 = 4;
 /// No verdict yet: a SYN that [`Tables::open`] is for.
 const OPEN: Code = u32::MAX;
 
@@ -38,16 +40,23 @@ pub(crate) fn decide<'t, A: Address, T: Tables<A>>(
     if code == OPEN {
         code = tables.open();
     }
+    decode(tables, code)
+}
+
+/// The verdict that [`encode`] made `code` of.
+#[inline(always)]
+pub fn decode<'t, A: Address, T: Tables<A>>(tables: &'t T, code: Code) -> Verdict<'t, A> {
     let reason = Reason::from_number(code & 0xff);
-    match code >> 8 {
+    match code >> 8 & 0xff {
         PASS => Verdict::pass(reason),
         DROP => Verdict::drop(reason),
+        ANSWER => Verdict::answer(reason, code >> 16),
         way => {
             let Some(work) = tables.work() else { return Verdict::drop(Reason::REWRITE_FAILED) };
             let flow = FlowRef::from_mut(work.chosen.get_mut());
             let Some(hop) = tables.next_hop(flow.get().hop) else { return Verdict::drop(Reason::HOP_GONE) };
             let output = if way == HOP { Output::Hop(hop) } else { Output::Neighbour(hop) };
-            Verdict { reason, action: Action::Forward(flow, output) }
+            Verdict::forward(reason, flow, output)
         }
     }
 }
@@ -67,23 +76,25 @@ pub fn handle<A: Address, T: Tables<A>>(tables: &T) -> Code {
                 Outcome::Done(verdict) => return encode(work, &verdict),
             }
         }
-        _ => {
-            tables.note(Step::FoundNothing);
-            None
-        }
+        _ => None,
     };
-    // Another CPU may have promoted the flow since the first look-up: then its half-open entries are gone, or hold
-    // what does not matter any more.
+    // A flow whose route has moved. Or another CPU has promoted it since the first look-up: then its half-open entries
+    // are gone, or hold what does not matter any more.
     if let Some(flow) = tables.established(&segment.key)
         && !established::is_reused(segment, flow)
     {
-        return encode(work, &established::handle(env, segment, tables, flow));
+        tables.note(Step::FoundEstablished);
+        let verdict = match established::current(tables, flow) {
+            Some((sent, hop)) => established::handle(env, segment, tables, flow, sent, hop),
+            None => Verdict::drop(Reason::HOP_GONE),
+        };
+        return encode(work, &verdict);
     }
-    match stray {
-        Some(reason) => encode(work, &Verdict::pass(reason)),
-        None if segment.opens() => OPEN,
-        None => encode(work, &open::not_opening(segment, tables)),
+    if let Some(reason) = stray {
+        return encode(work, &Verdict::pass(reason));
     }
+    tables.note(Step::FoundNothing);
+    if segment.opens() { OPEN } else { encode(work, &open::not_opening(segment, tables)) }
 }
 
 /// What [`Tables::open`] does.
@@ -93,11 +104,13 @@ pub fn open<A: Address, T: Tables<A>>(tables: &T) -> Code {
     encode(work, &open::handle(tables, work))
 }
 
+/// A verdict as a number; its entry goes into the work room.
 #[inline(always)]
-fn encode<A: Address>(work: &Work<A>, verdict: &Verdict<'_, A>) -> Code {
+pub fn encode<A: Address>(work: &Work<A>, verdict: &Verdict<'_, A>) -> Code {
     let way = match verdict.action {
         Action::Pass => PASS,
         Action::Drop => DROP,
+        Action::Answer => ANSWER | verdict.mtu << 8,
         Action::Forward(flow, output) => {
             work.chosen.get_mut().copy_from(flow);
             match output {

@@ -104,7 +104,7 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work
         return Verdict::drop(Reason::FRAGMENT);
     }
     if segment.ttl <= 1 {
-        return Verdict::drop(Reason::TTL_EXPIRED);
+        return established::expired(env);
     }
     // A retransmission goes on counting; a SYN with another sequence number is a new connection.
     let mut request = Request { service, attempts: 0, avoid: 0 };
@@ -230,7 +230,7 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
     reverse.attempts = request.attempts as u16 + 1;
     reverse.out = segment.key.reversed();
     // On-link clients are answered at the MAC address they wrote from, if they came the way the route goes back.
-    if client.flags & hop::ON_LINK != 0
+    if client.flags & (hop::ON_LINK | hop::L3) == hop::ON_LINK
         && client.ifindex == env.ingress
         && client.tags.same_vlan(segment.link.tags)
     {
@@ -338,7 +338,7 @@ fn publish<'t, A: Address, T: Tables<A>>(
     let Some(hop) = tables.next_hop(choice.hop) else { return Verdict::drop(Reason::HOP_GONE) };
     let output = if choice.by_neighbour == 0 { Output::Hop(hop) } else { Output::Neighbour(hop) };
     let reason = if request.attempts == 0 { Reason::NEW_FLOW } else { Reason::SYN_RETRIED };
-    Verdict { reason, action: Action::Forward(entry, output) }
+    Verdict::forward(reason, entry, output)
 }
 
 /// Replaces an entry that is past its time; whether it did.

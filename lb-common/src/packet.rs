@@ -1,6 +1,6 @@
 //! Access to a frame: in XDP a pair of pointers, in TC an skb, on the host a vector of bytes.
 
-use crate::parse::Tags;
+use crate::parse::{Link, Tags};
 
 /// Plain data that may be read from and written to a packet at any alignment.
 ///
@@ -17,7 +17,7 @@ unsafe impl Wire for u32 {}
 // SAFETY: as above.
 unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
 
-/// A frame, from its destination MAC address on.
+/// A frame, from its destination MAC address on; from its IP header on where the device has no Ethernet header.
 ///
 /// Offsets are in bytes from there. Reading outside the frame gives `None`, never a fault.
 #[expect(clippy::len_without_is_empty, reason = "no frame is empty, and nobody asks")]
@@ -50,7 +50,16 @@ pub trait Packet {
 
     /// Replaces the Ethernet header and its tags, `from` as parsed, by `to`.
     #[must_use]
-    fn set_link_header(&mut self, from: Tags, to: &LinkHeader) -> Option<()>;
+    fn set_link_header(&mut self, from: &Link, to: &LinkHeader) -> Option<()>;
+
+    /// Whether the TCP checksum at `offset` is one that the device will complete (`CHECKSUM_PARTIAL`).
+    fn has_partial_checksum(&mut self, offset: usize) -> Option<bool>;
+
+    /// Cuts the frame, its link layer `from` as parsed, after `keep` bytes, takes its tags off, and makes `room` bytes
+    /// between the link layer and the IP header: it then begins at 14, or at 0 without an Ethernet header. What is in the
+    /// room is undefined.
+    #[must_use]
+    fn make_room(&mut self, from: &Link, keep: u32, room: u32) -> Option<()>;
 }
 
 /// The Ethernet header that a packet leaves with.
@@ -64,4 +73,6 @@ pub struct LinkHeader {
     pub tags: Tags,
     /// The EtherType behind the tags, host order.
     pub ethertype: u16,
+    /// The egress device takes no Ethernet header: there need not be one, and one that is there does not matter.
+    pub bare: bool,
 }

@@ -22,6 +22,8 @@ pub mod ethertype {
 /// The IP protocol number of TCP.
 pub const TCP: u8 = 6;
 
+/// Upper bound of where an IP header may begin, likewise a mask.
+pub const MAX_L3_OFFSET: usize = 0x1f;
 /// Upper bound of where a TCP header may begin; a power of two less one, so that it can mask an offset.
 pub const MAX_L4_OFFSET: usize = 0x1ff;
 /// IPv6 extension headers that are followed.
@@ -60,10 +62,24 @@ pub struct Link {
     pub tags: Tags,
     /// The EtherType behind the tags, host order.
     pub ethertype: u16,
-    /// Offset of the IP header: 14, 18 or 22.
+    /// Offset of the IP header: 14, 18 or 22; 0 where the device has no Ethernet header and the frame begins with it.
     pub l3: usize,
     /// The sender's MAC address.
     pub source: [u8; 6],
+}
+
+impl Link {
+    /// The link layer of a frame that begins with its IP header (tun, WireGuard, IPIP), whose EtherType the device says.
+    #[inline(always)]
+    pub fn bare(ethertype: u16) -> Self {
+        Self { tags: Tags::default(), ethertype, l3: 0, source: [0; 6] }
+    }
+
+    /// Whether the frame begins with its IP header.
+    #[inline(always)]
+    pub fn is_bare(&self) -> bool {
+        self.l3 == 0
+    }
 }
 
 /// A TCP segment in its packet, or the first fragment of one.
@@ -103,6 +119,12 @@ impl<A: Address> Segment<A> {
     #[inline(always)]
     pub fn has(&self, flags: u8) -> bool {
         self.flags & flags != 0
+    }
+
+    /// Bytes of the IP packet if it had `payload` bytes of payload.
+    #[inline(always)]
+    pub fn length(&self, payload: u32) -> u32 {
+        (self.l4.wrapping_sub(self.link.l3) as u32).wrapping_add(self.header as u32).wrapping_add(payload)
     }
 }
 
@@ -162,7 +184,7 @@ fn tag<P: Packet>(packet: &P, offset: usize) -> Result<(u16, u16), Reason> {
 /// The TCP segment behind `link`, whose EtherType is `A`'s. `Err`: what it is instead.
 #[inline(always)]
 pub fn parse<A: Address, P: Packet>(packet: &P, link: Link) -> Result<Segment<A>, Reason> {
-    let ip = if A::V6 { ipv6(packet, link.l3) } else { ipv4(packet, link.l3) };
+    let ip = if A::V6 { ipv6(packet, link.l3) } else { ipv4(packet, link.l3, TCP) };
     if let Some(reason) = ip.failed {
         return Err(reason);
     }
@@ -195,26 +217,27 @@ pub fn parse<A: Address, P: Packet>(packet: &P, link: Link) -> Result<Segment<A>
     })
 }
 
-/// What the IP header says. All fields have a value in any case: the compiler may spill those of a failure, and the
+/// What the IP header says of a packet. All fields have a value in any case: the compiler may spill those of a failure, and the
 /// verifier minds if they have none.
-struct Ip {
-    failed: Option<Reason>,
-    l4: usize,
+pub(crate) struct Ip {
+    pub(crate) failed: Option<Reason>,
+    pub(crate) l4: usize,
     /// Bytes behind the IP header(s).
-    length: u32,
-    ttl: u8,
-    fragment: bool,
+    pub(crate) length: u32,
+    pub(crate) ttl: u8,
+    pub(crate) fragment: bool,
 }
 
 impl Ip {
     #[inline(always)]
-    fn failed(reason: Reason) -> Self {
+    pub(crate) fn failed(reason: Reason) -> Self {
         Self { failed: Some(reason), l4: 0, length: 0, ttl: 0, fragment: false }
     }
 }
 
+/// The IPv4 header at `l3` of a packet of protocol `wanted`.
 #[inline(always)]
-fn ipv4<P: Packet>(packet: &P, l3: usize) -> Ip {
+pub(crate) fn ipv4<P: Packet>(packet: &P, l3: usize, wanted: u8) -> Ip {
     let Some([first, second, third]) = packet.read::<[u32; 3]>(l3) else {
         return Ip::failed(Reason::TRUNCATED);
     };
@@ -227,7 +250,7 @@ fn ipv4<P: Packet>(packet: &P, l3: usize) -> Ip {
     if version >> 4 != 4 || header < 20 || total < header as u32 {
         return Ip::failed(Reason::MALFORMED);
     }
-    if protocol != TCP {
+    if protocol != wanted {
         return Ip::failed(Reason::NOT_TCP);
     }
     if l3 as u32 + total > packet.len() {
@@ -288,7 +311,7 @@ pub fn skip_extensions<P: Packet>(packet: &P, l3: usize, next: u8) -> u32 {
     const DESTINATION: u8 = 60;
     let failed = |reason: Reason| extensions::FAILED | reason.number();
 
-    let start = (l3 & 0x1f) + 40;
+    let start = (l3 & MAX_L3_OFFSET) + 40;
     let mut next = next;
     let mut length = 0usize;
     let mut fragment = 0;

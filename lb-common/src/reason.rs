@@ -9,6 +9,8 @@ pub enum Fate {
     Passed,
     /// Left as it came to the TC program of the same interface.
     HandedOver,
+    /// Dropped, and its sender told why by an ICMP error.
+    Answered,
     /// Dropped.
     Dropped,
 }
@@ -78,6 +80,8 @@ reasons! {
     CHALLENGE = 7, "challenge", Forwarded;
     /// A RST in a half-open flow, passed on.
     HALF_OPEN_RESET = 8, "half_open_reset", Forwarded;
+    /// An ICMP error about a packet of an established flow, translated like the packet that it quotes.
+    ICMP_TRANSLATED = 9, "icmp_translated", Forwarded;
 
     /// Shorter than its headers say.
     TRUNCATED = 16, "truncated", Passed;
@@ -111,11 +115,18 @@ reasons! {
     NO_ROUTE = 30, "no_route", Passed;
     /// A SYN for the proxy: no free SNAT port among those tried.
     NO_PORT = 31, "no_port", Passed;
+    /// ICMP that is no error about a packet of an established flow.
+    ICMP_OTHER = 32, "icmp_other", Passed;
 
-    /// XDP cannot send by this next hop; TC will.
+    /// XDP cannot send this packet, or not by this next hop; TC will, or answers it.
     TO_TC = 40, "to_tc", HandedOver;
 
-    /// TTL or hop limit used up.
+    /// Larger than the next hop's MTU: its sender is told that (fragmentation needed, packet too big).
+    TOO_BIG = 44, "too_big", Answered;
+    /// TTL or hop limit used up: its sender is told (time exceeded).
+    TTL_ANSWERED = 45, "ttl_answered", Answered;
+
+    /// TTL or hop limit used up, of a packet whose sender cannot be told.
     TTL_EXPIRED = 48, "ttl_expired", Dropped;
     /// A fragment of a kernel flow, or to a served address.
     FRAGMENT = 49, "fragment", Dropped;

@@ -5,7 +5,8 @@ use crate::checksum;
 use crate::decide::Output;
 use crate::flow::{Flow, flags};
 use crate::packet::{LinkHeader, Packet};
-use crate::parse::{MAX_L4_OFFSET, Segment, Tags};
+use crate::parse::{MAX_L3_OFFSET, MAX_L4_OFFSET, Segment, Tags};
+use crate::tables::hop;
 use crate::tcp;
 
 /// Rewrites `packet`, which `segment` was parsed from, so that it can leave by `output`.
@@ -34,7 +35,7 @@ pub fn rewrite<A: Address, P: Packet>(
     }
     packet.add_to_l4_checksum(l4 + 16, flow.delta_addresses, rest, A::V6)?;
     packet.write::<[u16; 2]>(l4, [flow.out.source_port, flow.out.destination_port])?;
-    let l3 = segment.link.l3;
+    let l3 = segment.link.l3 & MAX_L3_OFFSET;
     let ttl = segment.ttl.wrapping_sub(1);
     if A::V6 {
         packet.write::<u8>(l3 + 7, ttl)?;
@@ -45,15 +46,14 @@ pub fn rewrite<A: Address, P: Packet>(
         packet.write::<u16>(l3 + 10, checksum::apply(check, flow.delta_l3 as u32))?;
         packet.write::<[A; 2]>(l3 + 12, [flow.out.source, flow.out.destination])?;
     }
-    let header = link_header(segment, flow, output);
-    packet.set_link_header(segment.link.tags, &header)
+    let header = link_header(segment.link.ethertype, flow, output);
+    packet.set_link_header(&segment.link, &header)
 }
 
 /// The Ethernet header that the packet leaves with. Towards the kernel's neighbour code an untagged one, whose
 /// addresses that code fills in.
 #[inline(always)]
-fn link_header<A: Address>(segment: &Segment<A>, flow: &Flow<A>, output: Output<'_>) -> LinkHeader {
-    let ethertype = segment.link.ethertype;
+pub(crate) fn link_header<A: Address>(ethertype: u16, flow: &Flow<A>, output: Output<'_>) -> LinkHeader {
     match output {
         Output::Hop(hop) => {
             let learned = flow.flags & flags::LEARNED != 0;
@@ -62,10 +62,12 @@ fn link_header<A: Address>(segment: &Segment<A>, flow: &Flow<A>, output: Output<
                 source: hop.source_mac,
                 tags: if learned { flow.tags } else { hop.tags },
                 ethertype,
+                bare: hop.flags & hop::L3 != 0,
             }
         }
         Output::Neighbour(hop) => {
-            LinkHeader { destination: hop.mac, source: hop.source_mac, tags: Tags::default(), ethertype }
+            let tags = Tags::default();
+            LinkHeader { destination: hop.mac, source: hop.source_mac, tags, ethertype, bare: false }
         }
     }
 }

@@ -198,6 +198,12 @@ pub mod hop {
     pub const ON_LINK: u32 = 1 << 2;
     /// XDP may redirect to the device.
     pub const XDP: u32 = 1 << 3;
+    /// The device's driver sends frames of several buffers that XDP redirects to it (`NDO_XMIT_SG`).
+    pub const XDP_SG: u32 = 1 << 4;
+    /// A device without an Ethernet header (tun, WireGuard, IPIP): there is no neighbour to resolve.
+    pub const L3: u32 = 1 << 5;
+    /// The route that this stands for has moved under open flows: each packet's route is looked up again.
+    pub const RELOOKUP: u32 = 1 << 6;
 }
 
 /// How long a next hop is used without the agent's word, nanoseconds.
@@ -263,6 +269,8 @@ pub enum Step {
     HopToBackend(u32),
     /// Next hop to the client.
     HopToClient(u32),
+    /// The route of the flow has moved; the next hop that it has now, 0: none.
+    Rerouted(u32),
     /// An SNAT port was taken (network byte order), after so many tries.
     Port(u16, u32),
 }

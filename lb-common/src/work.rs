@@ -2,8 +2,10 @@
 
 use core::cell::UnsafeCell;
 
+use crate::address::Address;
 use crate::decide::Env;
 use crate::flow::{Flow, Key};
+use crate::icmp::Quote;
 use crate::open::{Choice, Request};
 use crate::parse::Segment;
 
@@ -27,13 +29,36 @@ pub struct Work<A> {
     pub choice: Part<Choice>,
     /// The entry to rewrite the packet by, if it is to be sent on.
     pub chosen: Part<Flow<A>>,
+    /// Where the parts of an ICMP error are.
+    pub quote: Part<Quote<A>>,
+    /// The address whose route is looked up.
+    pub route: Part<RouteKey<A>>,
+}
+
+/// A key of the routes: 8 bytes for IPv4, 20 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RouteKey<A> {
+    /// Bits of the address that count: all.
+    pub bits: u32,
+    /// The address.
+    pub address: A,
+}
+
+impl<A: Address> Work<A> {
+    /// The key for the route towards `address`.
+    #[inline(always)]
+    pub fn route_key(&self, address: A) -> &RouteKey<A> {
+        *self.route.get_mut() = RouteKey { bits: size_of::<A>() as u32 * 8, address };
+        self.route.get()
+    }
 }
 
 /// A part of the work room.
 ///
 /// One packet at a time is worked on, by one function at a time: whoever writes to a part holds no other reference
-/// to it. `segment` and `env` are written before all else; the others are each written by
-/// one function of `open` at a time, `chosen` by one of `off_path`, which copies it from another part.
+/// to it. `segment` and `env` are written before all else; the others are each written by one function of `open` at a
+/// time, `chosen` where a verdict is encoded or a route has moved, `quote` by `icmp`, `route` at each look-up.
 #[repr(transparent)]
 pub struct Part<T>(UnsafeCell<T>);
 

@@ -1,4 +1,5 @@
-//! The programs of Headgate in the kernel: one for XDP, one for TC. They parse, decide, rewrite and send with the
+//! The programs of Headgate in the kernel: for XDP one for frames in one buffer and one for larger ones, for TC one for
+//! Ethernet and one for devices without a link-layer header. They parse, decide, rewrite and send with the
 //! code of `lb-common`; here are only the hooks' ways to reach a packet, the maps and the devices.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]

@@ -15,7 +15,7 @@ use lb_common::tables::{
     MAX_SLOTS, MAX_SNAT_ADDRESSES, MAX_SNAT_PORTS, NextHop, Opened, REASON_SLOTS, Service, ServiceKey,
     Settings, Window, flow_entries, reason_index,
 };
-use lb_common::work::Work;
+use lb_common::work::{RouteKey, Work};
 use lb_common::{Address, Flow, FlowRef, Key, Reason, Rung, Tables, V4, V6, off_path, open};
 
 /// Flows that the maps hold unless the agent says otherwise.
@@ -270,8 +270,10 @@ impl<A: Family> Tables<A> for KernelTables<A> {
 
     #[inline(always)]
     fn route(&self, address: A) -> Option<u32> {
-        let bits = size_of::<A>() as u32 * 8;
-        A::routes().get(&lpm_trie::Key::new(bits, address)).copied()
+        let key: *const RouteKey<A> = self.work()?.route_key(address);
+        // SAFETY: the same layout, 32 bits and an address, and the key is nobody else's.
+        let key = unsafe { &*key.cast::<lpm_trie::Key<A>>() };
+        A::routes().get(key).copied()
     }
 
     #[inline(always)]

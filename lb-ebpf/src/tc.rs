@@ -1,17 +1,21 @@
 //! The TC host of the datapath: an skb, whose checksums and VLAN tags may live in its metadata and are changed by
 //! the kernel's helpers. Handles GSO super-packets and partial checksums.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode,
+};
 use aya_ebpf::helpers::{
-    bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data,
-    bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use lb_common::packet::{LinkHeader, Packet, Wire};
-use lb_common::parse::{self, Link, MAX_L4_OFFSET, Tags, ethertype, parse_link};
+use lb_common::parse::{self, Link, MAX_L4_OFFSET, ethertype, parse_link};
 use lb_common::rewrite::rewrite;
-use lb_common::{Action, Env, Reason, Rung, V4, V6, Verdict, decide, decide::Output, tcp};
+use lb_common::{
+    Action, Env, Reason, Rung, Tables, V4, V6, Verdict, answer, decide, decide::Output, icmp, off_path, tcp,
+};
 
 use crate::access;
 use crate::maps::{Family, KernelTables, count};
@@ -20,16 +24,28 @@ use crate::maps::{Family, KernelTables, count};
 const BPF_F_IPV6: u64 = 1 << 7;
 /// `skb->pkt_type` of a packet to this host.
 const PACKET_HOST: u32 = 0;
+/// What is pulled into reach where a packet may need it: headers with all their options and extensions.
+const HEADERS: usize = MAX_L4_OFFSET + 60;
 
 #[classifier]
 pub(crate) fn headgate_tc(ctx: TcContext) -> i32 {
-    let mut skb = Skb(ctx.skb.skb);
+    handle(Skb(ctx.skb.skb), parse_link)
+}
+
+/// For devices without an Ethernet header (tun, WireGuard, IPIP).
+#[classifier]
+pub(crate) fn headgate_tc_l3(ctx: TcContext) -> i32 {
+    handle(Skb(ctx.skb.skb), |skb| Ok(skb.bare_link()))
+}
+
+#[inline(always)]
+fn handle(mut skb: Skb, link: impl FnOnce(&Skb) -> Result<Link, Reason>) -> i32 {
     // SAFETY: the context that the kernel passed.
     if unsafe { (*skb.0).pkt_type } != PACKET_HOST {
         count(Rung::Tc, Reason::NOT_UNICAST);
         return TC_ACT_UNSPEC;
     }
-    let (reason, action) = match parse_link(&skb) {
+    let (reason, action) = match link(&skb) {
         Ok(link) if link.ethertype == ethertype::IPV4 => run::<V4>(&mut skb, link),
         Ok(link) if link.ethertype == ethertype::IPV6 => run::<V6>(&mut skb, link),
         Ok(_) => (Reason::NOT_IP, TC_ACT_UNSPEC),
@@ -40,35 +56,145 @@ pub(crate) fn headgate_tc(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn run<A: Family>(skb: &mut Skb, link: Link) -> (Reason, i32) {
+fn run<A: OnTc>(skb: &mut Skb, link: Link) -> (Reason, i32) {
     skb.pull_headers::<A>(link);
     let segment = match parse::parse::<A, _>(skb, link) {
         Ok(segment) => segment,
+        Err(Reason::NOT_TCP) => {
+            let code = A::decide_icmp(skb.0, link.l3 as u32);
+            return decode(A::send_icmp(skb.0, link.l3 as u32, code));
+        }
         Err(reason) => return (reason, TC_ACT_UNSPEC),
     };
-    // SAFETY: the context that the kernel passed; a helper without arguments.
-    let env =
-        unsafe { Env { rung: Rung::Tc, ingress: (*skb.0).ingress_ifindex, now: bpf_ktime_get_coarse_ns() } };
+    let env = skb.env();
     let tables = KernelTables::<A>::new();
-    let Verdict { reason, action } = decide(&env, &segment, &tables);
+    let Verdict { reason, action, mtu } = decide(&env, &segment, &tables);
     match action {
         // Not `TC_ACT_OK`: programs behind this one on the hook must still run.
         Action::Pass => (reason, TC_ACT_UNSPEC),
         Action::Drop => (reason, TC_ACT_SHOT),
+        Action::Answer => {
+            let (l3, l4) = (link.l3 as u32, segment.l4 as u32);
+            let quoted = quoted_sum(skb.0, l3, l4);
+            if quoted > u16::MAX as u32 || A::answer(skb.0, l3, l4, mtu, quoted) == 0 {
+                return (answer::unanswered(mtu), TC_ACT_SHOT);
+            }
+            // SAFETY: a helper with plain arguments.
+            (reason, unsafe { bpf_redirect(env.ingress, 0) } as i32)
+        }
         Action::Forward(flow, output) => {
             if rewrite(skb, &segment, flow.get(), output).is_none() {
                 return (Reason::REWRITE_FAILED, TC_ACT_SHOT);
             }
-            // SAFETY: helpers with plain arguments.
-            let action = unsafe {
-                match output {
-                    Output::Hop(hop) => bpf_redirect(hop.ifindex, 0),
-                    Output::Neighbour(hop) => bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0),
-                }
-            };
-            (reason, action as i32)
+            (reason, send(output))
         }
     }
+}
+
+#[inline(always)]
+fn send(output: Output<'_>) -> i32 {
+    // SAFETY: helpers with plain arguments.
+    let action = unsafe {
+        match output {
+            Output::Hop(hop) => bpf_redirect(hop.ifindex, 0),
+            Output::Neighbour(hop) => bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0),
+        }
+    };
+    action as i32
+}
+
+/// A reason and an action as one number: what the functions below can return.
+#[inline(always)]
+fn encode(reason: Reason, action: i32) -> u32 {
+    reason.number() | (action as u32) << 8
+}
+
+/// The inverse of [`encode`].
+#[inline(always)]
+fn decode(code: u32) -> (Reason, i32) {
+    (Reason::from_number(code & 0xff), code as i32 >> 8)
+}
+
+/// What is done with rare packets of a family, in functions that are verified once. One after the other, not one from
+/// the other: their stack adds to that of the program.
+trait OnTc: Family {
+    /// Decides on a packet that is not TCP, with its IP header at `l3`.
+    fn decide_icmp(context: *mut __sk_buff, l3: u32) -> off_path::Code;
+    /// Does what the former said; see [`encode`].
+    fn send_icmp(context: *mut __sk_buff, l3: u32, code: off_path::Code) -> u32;
+    /// [`answer::answer`]. 0: it could not.
+    fn answer(context: *mut __sk_buff, l3: u32, l4: u32, mtu: u32, quoted: u32) -> u32;
+}
+
+macro_rules! on_tc {
+    ($address:ty, $decide:ident, $send:ident, $answer:ident) => {
+        /// Exported, hence global: verified once, whatever leads to it.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $decide(context: *mut __sk_buff, l3: u32) -> off_path::Code {
+            decide_icmp::<$address>(&Skb(context), l3)
+        }
+
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $send(context: *mut __sk_buff, l3: u32, code: off_path::Code) -> u32 {
+            send_icmp::<$address>(&mut Skb(context), l3, code)
+        }
+
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $answer(context: *mut __sk_buff, l3: u32, l4: u32, mtu: u32, quoted: u32) -> u32 {
+            let mut skb = Skb(context);
+            let Ok(link) = skb.link(l3) else { return 0 };
+            answer::answer::<$address, _>(&mut skb, &link, l4 as usize, mtu, quoted).is_some() as u32
+        }
+
+        impl OnTc for $address {
+            #[inline(always)]
+            fn decide_icmp(context: *mut __sk_buff, l3: u32) -> off_path::Code {
+                $decide(context, l3)
+            }
+            #[inline(always)]
+            fn send_icmp(context: *mut __sk_buff, l3: u32, code: off_path::Code) -> u32 {
+                $send(context, l3, code)
+            }
+            #[inline(always)]
+            fn answer(context: *mut __sk_buff, l3: u32, l4: u32, mtu: u32, quoted: u32) -> u32 {
+                $answer(context, l3, l4, mtu, quoted)
+            }
+        }
+    };
+}
+on_tc!(V4, decide_icmp4, send_icmp4, answer4);
+on_tc!(V6, decide_icmp6, send_icmp6, answer6);
+
+#[inline(always)]
+fn decide_icmp<A: Family>(skb: &Skb, l3: u32) -> off_path::Code {
+    skb.pull(HEADERS);
+    let tables = KernelTables::<A>::new();
+    let Some(work) = tables.work() else { return Reason::ICMP_OTHER.number() };
+    let verdict = match skb.link(l3) {
+        Ok(link) => icmp::decide(&skb.env(), skb, &link, &tables),
+        Err(reason) => Verdict::pass(reason),
+    };
+    off_path::encode(work, &verdict)
+}
+
+#[inline(always)]
+fn send_icmp<A: Family>(skb: &mut Skb, l3: u32, code: off_path::Code) -> u32 {
+    let tables = KernelTables::<A>::new();
+    let Verdict { reason, action, .. } = off_path::decode(&tables, code);
+    let Action::Forward(flow, output) = action else {
+        let dropped = matches!(action, Action::Drop);
+        return encode(reason, if dropped { TC_ACT_SHOT } else { TC_ACT_UNSPEC });
+    };
+    let Ok(link) = skb.link(l3) else { return encode(Reason::REWRITE_FAILED, TC_ACT_SHOT) };
+    if icmp::rewrite(skb, &link, &tables, flow.get(), output).is_none() {
+        return encode(Reason::REWRITE_FAILED, TC_ACT_SHOT);
+    }
+    encode(reason, send(output))
 }
 
 /// A packet under TC. Pointers are taken from the context at each access: helpers may move the data.
@@ -78,7 +204,6 @@ impl Skb {
     /// Pulls headers that lie in the pages of the skb into reach.
     #[inline(always)]
     fn pull_headers<A: Family>(&self, link: Link) {
-        const HEADERS: usize = MAX_L4_OFFSET + 60;
         let needed = if A::V6 {
             match self.read::<u8>(link.l3 + 6) {
                 Some(parse::TCP) => link.l3 + 40 + 20,
@@ -90,6 +215,12 @@ impl Skb {
                 None => HEADERS,
             }
         };
+        self.pull(needed);
+    }
+
+    /// Pulls in more of the headers if `needed` bytes are not within reach.
+    #[inline(always)]
+    fn pull(&self, needed: usize) {
         // SAFETY: the context that the kernel passed.
         let (linear, length) = unsafe { ((*self.0).data_end - (*self.0).data, (*self.0).len) };
         if (linear as usize) < needed && linear < length {
@@ -97,6 +228,29 @@ impl Skb {
             // SAFETY: the context that the kernel passed. Where it fails, parsing says so.
             let _ = unsafe { bpf_skb_pull_data(self.0, wanted) };
         }
+    }
+
+    #[inline(always)]
+    fn env(&self) -> Env {
+        // SAFETY: the context that the kernel passed; a helper without arguments.
+        unsafe {
+            let mut env = Env::new(Rung::Tc, (*self.0).ingress_ifindex, bpf_ktime_get_coarse_ns());
+            env.gso_size = (*self.0).gso_size;
+            env
+        }
+    }
+
+    /// The link layer of a packet whose IP header is at `l3`.
+    #[inline(always)]
+    fn link(&self, l3: u32) -> Result<Link, Reason> {
+        if l3 == 0 { Ok(self.bare_link()) } else { parse_link(self) }
+    }
+
+    /// The link layer of a packet on a device without an Ethernet header.
+    #[inline(always)]
+    fn bare_link(&self) -> Link {
+        // SAFETY: the context that the kernel passed.
+        Link::bare(u16::from_be(unsafe { (*self.0).protocol } as u16))
     }
 }
 
@@ -155,7 +309,18 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn set_link_header(&mut self, from: Tags, to: &LinkHeader) -> Option<()> {
+    fn set_link_header(&mut self, link: &Link, to: &LinkHeader) -> Option<()> {
+        if link.is_bare() {
+            if to.bare {
+                return Some(());
+            }
+            // SAFETY: the context that the kernel passed.
+            if unsafe { bpf_skb_change_head(self.0, 14, 0) } != 0 {
+                return None;
+            }
+            self.write(12, to.ethertype.to_be())?;
+        }
+        let from = link.tags;
         // Outgoing tags are the device's business to insert; equal ones stay where they are.
         if !(from.count == to.tags.count && from.tci == to.tags.tci && from.outer == to.tags.outer) {
             for _ in 0..from.count & 3 {
@@ -173,6 +338,40 @@ impl Packet for Skb {
         }
         self.write(0, to.destination)?;
         self.write(6, to.source)
+    }
+
+    #[inline(always)]
+    fn has_partial_checksum(&mut self, offset: usize) -> Option<bool> {
+        let before = self.read::<u16>(offset)?;
+        // A change outside of the pseudo-header: the kernel makes it in a complete checksum alone.
+        // SAFETY: the context that the kernel passed.
+        if unsafe { bpf_l4_csum_replace(self.0, offset as u32, 0, 1, 0) } != 0 {
+            return None;
+        }
+        let partial = self.read::<u16>(offset)? == before;
+        self.write(offset, before)?;
+        Some(partial)
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, from: &Link, keep: u32, room: u32) -> Option<()> {
+        const MODE: u32 = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+        // SAFETY: helpers on the context that the kernel passed.
+        unsafe {
+            if bpf_skb_change_tail(self.0, keep, 0) != 0 {
+                return None;
+            }
+            for _ in 0..from.tags.count & 3 {
+                if bpf_skb_vlan_pop(self.0) != 0 {
+                    return None;
+                }
+            }
+            // The packet stays of the same family, and what is said of its checksums does not matter any more.
+            if bpf_skb_adjust_room(self.0, room as i32, MODE, BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64) != 0 {
+                return None;
+            }
+        }
+        Some(())
     }
 }
 
@@ -197,4 +396,11 @@ extern "C" fn skip_extensions_tc(context: *mut __sk_buff, l3: u32, next: u32) ->
 #[inline(never)]
 extern "C" fn find_mss_tc(context: *mut __sk_buff, start: u32, length: u32) -> u32 {
     tcp::find_mss(&Skb(context), start as usize, length as usize)
+}
+
+/// As above. A sum beyond 16 bits: there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn quoted_sum(context: *mut __sk_buff, l3: u32, l4: u32) -> u32 {
+    answer::quoted_sum(&mut Skb(context), l3 as usize, l4 as usize).unwrap_or(u32::MAX)
 }

@@ -1,11 +1,11 @@
 //! The XDP host of the datapath: the frame between two pointers, sent by `XDP_TX` or through the device map.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
-use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head};
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use lb_common::packet::{LinkHeader, Packet, Wire};
-use lb_common::parse::{self, Link, Tags, ethertype, parse_link};
+use lb_common::parse::{self, Link, ethertype, parse_link};
 use lb_common::rewrite::rewrite;
 use lb_common::{Action, Env, Reason, Rung, V4, V6, Verdict, checksum, decide, decide::Output, tcp};
 
@@ -14,10 +14,20 @@ use crate::maps::{DEVICES, Family, KernelTables, count};
 
 #[xdp]
 pub(crate) fn headgate_xdp(ctx: XdpContext) -> u32 {
-    let mut frame = Frame(ctx.ctx);
+    handle(Frame::<false>(ctx.ctx))
+}
+
+/// For interfaces whose MTU needs frames of several buffers (Linux 5.18): the headers are in the first one.
+#[xdp(frags)]
+pub(crate) fn headgate_xdp_frags(ctx: XdpContext) -> u32 {
+    handle(Frame::<true>(ctx.ctx))
+}
+
+#[inline(always)]
+fn handle<const FRAGS: bool>(mut frame: Frame<FRAGS>) -> u32 {
     let (reason, action) = match parse_link(&frame) {
-        Ok(link) if link.ethertype == ethertype::IPV4 => run::<V4>(&mut frame, link),
-        Ok(link) if link.ethertype == ethertype::IPV6 => run::<V6>(&mut frame, link),
+        Ok(link) if link.ethertype == ethertype::IPV4 => run::<V4, FRAGS>(&mut frame, link),
+        Ok(link) if link.ethertype == ethertype::IPV6 => run::<V6, FRAGS>(&mut frame, link),
         Ok(_) => (Reason::NOT_IP, xdp_action::XDP_PASS),
         Err(reason) => (reason, xdp_action::XDP_PASS),
     };
@@ -26,7 +36,7 @@ pub(crate) fn headgate_xdp(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn run<A: Family>(frame: &mut Frame, link: Link) -> (Reason, u32) {
+fn run<A: Family, const FRAGS: bool>(frame: &mut Frame<FRAGS>, link: Link) -> (Reason, u32) {
     let segment = match parse::parse::<A, _>(frame, link) {
         Ok(segment) => segment,
         Err(reason) => return (reason, xdp_action::XDP_PASS),
@@ -34,11 +44,14 @@ fn run<A: Family>(frame: &mut Frame, link: Link) -> (Reason, u32) {
     // SAFETY: `frame.0` is the context that the kernel passed.
     let ingress = unsafe { (*frame.0).ingress_ifindex };
     // SAFETY: no arguments.
-    let env = Env { rung: Rung::Xdp, ingress, now: unsafe { bpf_ktime_get_coarse_ns() } };
+    let mut env = Env::new(Rung::Xdp, ingress, unsafe { bpf_ktime_get_coarse_ns() });
+    env.scattered = FRAGS && frame.len() > frame.linear();
     let tables = KernelTables::<A>::new();
-    let Verdict { reason, action } = decide(&env, &segment, &tables);
+    let Verdict { reason, action, .. } = decide(&env, &segment, &tables);
     match action {
         Action::Pass => (reason, xdp_action::XDP_PASS),
+        // Answers are TC's affair.
+        Action::Answer => (Reason::REWRITE_FAILED, xdp_action::XDP_DROP),
         Action::Drop => (reason, xdp_action::XDP_DROP),
         Action::Forward(flow, output) => {
             let (Output::Hop(hop) | Output::Neighbour(hop)) = output;
@@ -57,14 +70,27 @@ fn run<A: Family>(frame: &mut Frame, link: Link) -> (Reason, u32) {
 }
 
 /// A frame under XDP. Pointers are taken from the context at each access: the verifier wants every one compared
-/// with the end, and a change of the head moves both.
-struct Frame(*mut xdp_md);
+/// with the end, and a change of the head moves both. With `FRAGS`, more of it may lie in further buffers, out of reach.
+struct Frame<const FRAGS: bool>(*mut xdp_md);
 
-impl Packet for Frame {
+impl<const FRAGS: bool> Frame<FRAGS> {
+    /// Bytes of the first buffer.
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn linear(&self) -> u32 {
         // SAFETY: the context that the kernel passed.
         unsafe { (*self.0).data_end - (*self.0).data }
+    }
+}
+
+impl<const FRAGS: bool> Packet for Frame<FRAGS> {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        if FRAGS {
+            // SAFETY: the context that the kernel passed.
+            unsafe { bpf_xdp_get_buff_len(self.0) as u32 }
+        } else {
+            self.linear()
+        }
     }
 
     #[inline(always)]
@@ -101,7 +127,8 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn set_link_header(&mut self, from: Tags, to: &LinkHeader) -> Option<()> {
+    fn set_link_header(&mut self, from: &Link, to: &LinkHeader) -> Option<()> {
+        let from = from.tags;
         if from.in_frame == 0 && to.tags.count == 0 {
             self.write(0, to.destination)?;
             return self.write(6, to.source);
@@ -121,18 +148,28 @@ impl Packet for Frame {
             _ => self.write(12, [to.tags.outer.to_be(), outer, ethertype::VLAN.to_be(), inner, ethertype]),
         }
     }
+
+    #[inline(always)]
+    fn has_partial_checksum(&mut self, _offset: usize) -> Option<bool> {
+        Some(false)
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, _from: &Link, _keep: u32, _room: u32) -> Option<()> {
+        None
+    }
 }
 
 /// Exported, hence global: verified once, whatever leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn skip_extensions_xdp(context: *mut xdp_md, l3: u32, next: u32) -> u32 {
-    parse::skip_extensions(&Frame(context), l3 as usize, next as u8)
+    parse::skip_extensions(&Frame::<false>(context), l3 as usize, next as u8)
 }
 
 /// As above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_mss_xdp(context: *mut xdp_md, start: u32, length: u32) -> u32 {
-    tcp::find_mss(&Frame(context), start as usize, length as usize)
+    tcp::find_mss(&Frame::<false>(context), start as usize, length as usize)
 }

@@ -73,6 +73,12 @@ pub struct Run {
     /// Overrides `datapath.mode` of the file.
     #[arg(long, value_name = "MODE")]
     pub datapath: Option<ModeArgument>,
+    /// Where the last good endpoints of DNS discovery are kept, for a start while DNS is down.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/headgate")]
+    pub state_dir: PathBuf,
+    /// The file with the name servers, read again when it changes.
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
     /// On SIGTERM, go at once and leave programs, links and maps to the next agent.
     #[arg(long)]
     pub leave_datapath: bool,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 /// Indices from 1 (0 means none) below a limit.
+#[derive(Clone)]
 pub struct Ids<T> {
     of: HashMap<T, u32>,
     taken: BTreeSet<u32>,
@@ -42,6 +43,29 @@ impl<T: Eq + Hash + Clone> Ids<T> {
     pub fn find(&self, thing: &T) -> Option<u32> {
         self.of.get(thing).copied()
     }
+
+    /// Whether an index is that of something, with a name or without.
+    pub fn is_taken(&self, index: u32) -> bool {
+        self.taken.contains(&index)
+    }
+
+    /// Gives back the indices that `keep` does not want, named or reserved: nothing may refer to them any more, they
+    /// are used again. Whether there were any.
+    pub fn retain(&mut self, mut keep: impl FnMut(Option<&T>, u32) -> bool) -> bool {
+        let before = self.taken.len();
+        let mut kept = BTreeSet::new();
+        self.of.retain(|thing, &mut index| {
+            self.taken.remove(&index);
+            let wanted = keep(Some(thing), index);
+            if wanted {
+                kept.insert(index);
+            }
+            wanted
+        });
+        kept.extend(self.taken.iter().copied().filter(|&index| keep(None, index)));
+        self.taken = kept;
+        self.taken.len() != before
+    }
 }
 
 #[cfg(test)]
@@ -58,5 +82,20 @@ mod tests {
         assert_eq!(ids.get(&"a"), Some(1));
         assert_eq!(ids.get(&"c"), None);
         assert_eq!(ids.find(&"b"), Some(3));
+    }
+
+    #[test]
+    fn what_is_not_kept_is_used_again() {
+        let mut ids = Ids::new(5);
+        ids.reserve(2);
+        ids.reserve(4);
+        assert_eq!(ids.get(&"a"), Some(1));
+        assert_eq!(ids.get(&"b"), Some(3));
+        assert!(ids.retain(|thing, index| thing == Some(&"b") || index == 4));
+        assert!(ids.is_taken(4) && !ids.is_taken(2));
+        assert_eq!(ids.find(&"a"), None);
+        assert_eq!(ids.get(&"c"), Some(1));
+        assert_eq!(ids.get(&"d"), Some(2));
+        assert_eq!(ids.get(&"e"), None, "b and the reserved 4 are still there");
     }
 }

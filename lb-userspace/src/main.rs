@@ -10,7 +10,7 @@ use lb_userspace::agent::{self, Options, kernel_side};
 use lb_userspace::cli::{Cli, Command, Maps, Output, Places, Run};
 use lb_userspace::datapath::object::Pins;
 use lb_userspace::explain::{Names, Packet, explain};
-use lb_userspace::{config, flows, maps, net, views};
+use lb_userspace::{config, desired, flows, maps, net, views};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -66,8 +66,11 @@ fn run_agent(run: Run, places: Places) -> Result<()> {
         .init();
     let loaded = config::load(&run.config)?;
     let options = Options {
+        config: run.config,
         bpffs: places.bpffs,
         run_dir: places.run_dir,
+        state_dir: run.state_dir,
+        resolv_conf: run.resolv_conf,
         mode: run.datapath.map(Into::into),
         leave_datapath: run.leave_datapath,
     };
@@ -90,12 +93,14 @@ fn unload(places: &Places) -> Result<()> {
 fn explain_packet(packet: &Packet, json: bool, places: &Places) -> Result<String> {
     // Names are the agent's to tell; without it, numbers do.
     let status = admin::ask(&places.run_dir, &Question::Status).ok();
-    let name = |list: &str, index: usize| {
-        Some(status.as_ref()?.get(list)?.get(index)?.get("name")?.as_str()?.to_owned())
+    let name = |list: &str, id: u32| {
+        let all = status.as_ref()?.get(list)?.as_array()?;
+        let found = all.iter().find(|one| one["id"].as_u64() == Some(id.into()))?;
+        Some(found["name"].as_str()?.to_owned())
     };
     let names = Names {
-        listener: &|service| name("listeners", (service as usize).checked_sub(1)?),
-        cluster: &|cluster| name("clusters", cluster as usize),
+        listener: &|service| name("listeners", service),
+        cluster: &|window| name("clusters", desired::cluster_of_window(window)),
     };
     explain(&Pins::new(&places.bpffs), packet, &names)?.render(json)
 }

@@ -60,12 +60,77 @@ pub struct Listener {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     pub name: String,
-    pub endpoints: Vec<Endpoint>,
+    pub discovery: Discovery,
     pub lb_policy: LbPolicy,
     pub connect_timeout: Duration,
     /// Backends tried for one connection before the client is told; at least 1.
     pub connect_attempts: u32,
     pub drain_timeout: Duration,
+}
+
+impl Cluster {
+    /// The endpoints of the configuration itself; none where they come from DNS.
+    pub fn static_endpoints(&self) -> &[Endpoint] {
+        match &self.discovery {
+            Discovery::Static(endpoints) => endpoints,
+            Discovery::StrictDns(_) => &[],
+        }
+    }
+}
+
+/// Where the endpoints of a cluster come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    Static(Vec<Endpoint>),
+    StrictDns(StrictDns),
+}
+
+/// Endpoints from DNS: every address of every host is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StrictDns {
+    /// At least one; no name and port twice.
+    pub hosts: Vec<DnsHost>,
+    /// From the end of a refresh that was answered to the next; at least 100 ms.
+    pub refresh_rate: Duration,
+    /// The next refresh comes when the least TTL of the answer has passed; `refresh_rate` where that is none or 0.
+    pub respect_ttl: bool,
+    /// A random part of this comes on top of each wait.
+    pub jitter: Duration,
+    pub failure_backoff: Backoff,
+    /// How long NXDOMAIN and NODATA are answered without interruption before they count; 0: at once.
+    pub hold_nx: Duration,
+    pub family: DnsFamily,
+}
+
+/// The wait after a refresh that failed: `base`, doubled with each one more, up to `max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// At least 100 ms.
+    pub base: Duration,
+    /// At least `base`.
+    pub max: Duration,
+}
+
+/// A name to ask for, and what its addresses have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DnsHost {
+    /// A name in lower case, absolute if it ends with a dot; or an IP address, which needs no query.
+    pub name: String,
+    pub port: u16,
+    /// 1 to 256.
+    pub weight: u32,
+}
+
+/// The address families to ask for, and which of the answers a listener uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DnsFamily {
+    /// Both are asked; a listener uses the endpoints of its own family where there are any, else the others.
+    #[default]
+    Auto,
+    V4,
+    V6,
+    /// Both are asked, and every listener uses all.
+    All,
 }
 
 /// One backend of a cluster.

@@ -88,7 +88,9 @@ pub(crate) fn send(
     let segment =
         Segment { key, link, l4: 34, ttl: 64, fragment: false, flags: tcp, header: 20, seq, ack, payload };
     let ingress = if key.source == address("10.0.0.2") { CLIENTS } else { BACKENDS };
-    decide(&Env { rung: Rung::Tc, ingress, now }, &segment, tables).reason
+    // Beyond an MTU of payload they are super-packets.
+    let env = Env { gso_size: 1000, ..Env::new(Rung::Tc, ingress, now) };
+    decide(&env, &segment, tables).reason
 }
 
 /// Sends the SYN of [`CLIENT`] (initial sequence number 100); the key of what the backend answers.

@@ -4,6 +4,9 @@ use serde_json::Value;
 
 use crate::table::{Column, Table, left, right};
 
+/// Events that people are shown; scripts get all that are kept.
+const EVENTS: usize = 10;
+
 /// `headgate status`.
 pub fn status(status: &Value) -> String {
     let mut text = format!(
@@ -34,14 +37,29 @@ pub fn status(status: &Value) -> String {
     text += &section(columns, &status["interfaces"], ["name", "rung", "why"]);
     let columns = [left("LISTENER"), left("ADDRESS"), left("CLUSTER"), left("RUNG"), left("SERVES")];
     text += &section(columns, &status["listeners"], ["name", "address", "cluster", "rung", "serves"]);
-    let columns = [left("CLUSTER"), right("ENDPOINTS"), right("HEALTHY")];
-    text += &section(columns, &status["clusters"], ["name", "endpoints", "healthy"]);
+    let columns = [left("CLUSTER"), right("ENDPOINTS"), right("HEALTHY"), right("DRAINING"), left("DISCOVERY")];
+    let mut clusters = status["clusters"].clone();
+    for cluster in clusters.as_array_mut().into_iter().flatten() {
+        cluster["discovery"] = discovery(&cluster["discovery"]).into();
+    }
+    text += &section(columns, &clusters, ["name", "endpoints", "healthy", "draining", "discovery"]);
     if let Some(reasons) = status["reasons"].as_object().filter(|reasons| !reasons.is_empty()) {
         let mut table = Table::new([left("REASON"), right("COUNT")]);
         for (name, count) in reasons {
             table.row([name.clone(), string(count)]);
         }
         text += &format!("\n{table}");
+    }
+    let events = status["events"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let last = Value::from(&events[events.len().saturating_sub(EVENTS)..]);
+    let columns = [left("AT"), left("CLUSTER"), left("ENDPOINT"), left("FROM"), left("TO"), left("WHY")];
+    text += &section(columns, &last, ["at", "cluster", "endpoint", "from", "to", "why"]);
+    if let Some(error) = status["reload"]["error"].as_str() {
+        text += &format!("\nthe reload at {} was refused: {error}\n", string(&status["reload"]["at"]));
+    }
+    for finding in status["findings"].as_array().into_iter().flatten() {
+        let interface = finding["interface"].as_str().map(|name| format!("{name}: ")).unwrap_or_default();
+        text += &format!("\nnote: {interface}{}; {}\n", string(&finding["what"]), string(&finding["todo"]));
     }
     text
 }
@@ -77,6 +95,15 @@ pub fn backends(backends: &Value) -> String {
     table.to_string()
 }
 
+/// What discovery says of a cluster, in a word or two.
+fn discovery(of: &Value) -> String {
+    match (of["state"].as_str(), of["last_failure"].as_str()) {
+        (None, _) => "static".to_owned(),
+        (Some(state), None) => format!("dns, {state}"),
+        (Some(state), Some(failure)) => format!("dns, {state}: {failure}"),
+    }
+}
+
 fn section<const N: usize>(columns: [Column; N], rows: &Value, fields: [&str; N]) -> String {
     let Some(rows) = rows.as_array().filter(|rows| !rows.is_empty()) else { return String::new() };
     let mut table = Table::new(columns);
@@ -90,6 +117,7 @@ fn section<const N: usize>(columns: [Column; N], rows: &Value, fields: [&str; N]
 fn string(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
         Value::Array(items) => items.iter().map(string).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
     }

@@ -1,6 +1,7 @@
 //! The agent under test: the `headgate` binary, run in the balancer's namespace with directories of its own.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 use crate::bpf::{BPFFS, ensure_bpffs};
 use crate::cmd::{output, wait_for};
-use crate::netns;
+use crate::netns::{self, Namespace};
 use crate::rung::{BackendTotals, Rung, Totals};
 use crate::topology::{Family, HTTP, Topology};
 
@@ -36,14 +37,25 @@ impl Agent {
 
     /// The same with a given binary and more arguments for `run`.
     pub fn start_with(binary: &Path, topology: &Topology, config: &str, arguments: &[&str]) -> Result<Self> {
+        Self::start_in(binary, &topology.name, &topology.lb, config, arguments)
+    }
+
+    /// The same in any namespace; its directories are named after `installation`, which is unique on this machine.
+    pub fn start_in(
+        binary: &Path,
+        installation: &str,
+        lb: &Namespace,
+        config: &str,
+        arguments: &[&str],
+    ) -> Result<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         ensure_bpffs()?;
-        let name = format!("{}-agent{}", topology.name, COUNTER.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{installation}-agent{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(&name);
         let bpffs = Path::new(BPFFS).join(&name);
         fs::create_dir_all(directory.join("run"))?;
         fs::write(directory.join("headgate.yaml"), config)?;
-        let namespace = topology.lb.name().to_owned();
+        let namespace = lb.name().to_owned();
         let child = spawn(binary, &namespace, &directory, &bpffs, arguments)?;
         let mut agent = Self { binary: binary.to_owned(), namespace, directory, bpffs, child };
         agent.wait_ready().with_context(|| format!("the agent's log:\n{}", agent.log()))?;
@@ -139,6 +151,20 @@ impl Agent {
         Ok(kill_process(self.pid(), Signal::TERM)?)
     }
 
+    /// Puts another configuration in the place of the one it runs with, and sends SIGHUP. Waits until the agent has come
+    /// to a decision: `Err` with its reason where it refused the file.
+    pub fn reload(&self, config: &str) -> Result<Result<(), String>> {
+        let last = |status: &Value| status["reload"]["at"].clone();
+        let before = last(&self.status()?);
+        fs::write(self.directory.join("headgate.yaml"), config)?;
+        kill_process(self.pid(), Signal::HUP)?;
+        wait_for("the agent has read its file again", Duration::from_secs(10), || {
+            let status = self.status()?;
+            ensure!(last(&status) != before, "not yet");
+            Ok(status["reload"]["error"].as_str().map_or(Ok(()), |error| Err(error.to_owned())))
+        })
+    }
+
     /// `None` while it runs.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
@@ -212,6 +238,7 @@ fn spawn(
     let mut command = netns::command(namespace, binary);
     command.arg("run").arg("-c").arg(directory.join("headgate.yaml")).args(arguments);
     command.arg("--bpffs").arg(bpffs).arg("--run-dir").arg(directory.join("run"));
+    command.arg("--state-dir").arg(directory.join("state"));
     command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -223,12 +250,19 @@ fn spawn(
 /// A configuration with a wildcard listener of each family on port 80, spread by round robin over the topology's
 /// backends, and `mode` forced.
 pub fn config(mode: &str, topology: &Topology) -> String {
-    let hosts = |family: Family| {
-        let hosts = (1..=topology.backends.len()).map(|number| format!("\"{}\"", family.backend(number)));
-        hosts.collect::<Vec<_>>().join(", ")
+    let backends = |family: Family| (1..=topology.backends.len()).map(move |number| family.backend(number));
+    let backends: Vec<_> = Family::ALL.into_iter().flat_map(backends).collect();
+    config_of(mode, "auto", &backends)
+}
+
+/// The same for any backends, and with `datapath.interfaces` as given.
+pub fn config_of(mode: &str, interfaces: &str, backends: &[SocketAddr]) -> String {
+    let hosts = |v6: bool| {
+        let hosts = backends.iter().filter(|backend| backend.is_ipv6() == v6);
+        hosts.map(|backend| format!("\"{backend}\"")).collect::<Vec<_>>().join(", ")
     };
     format!(
-        r#"datapath: {{ mode: {mode}, interfaces: auto, max_flows: 65536 }}
+        r#"datapath: {{ mode: {mode}, interfaces: {interfaces}, max_flows: 65536 }}
 listeners:
   - {{ name: http4, address: "0.0.0.0:{HTTP}", cluster: web4 }}
   - {{ name: http6, address: "[::]:{HTTP}", cluster: web6 }}
@@ -240,8 +274,8 @@ clusters:
     discovery: {{ type: static, hosts: [{}] }}
     lb_policy: round_robin
 "#,
-        hosts(Family::V4),
-        hosts(Family::V6),
+        hosts(false),
+        hosts(true),
     )
 }
 

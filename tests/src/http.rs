@@ -2,6 +2,7 @@
 //! something happens.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Barrier;
@@ -11,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::netns::Namespace;
+use crate::payload::{Payload, sha256_of};
 
 /// For one connect, read or write; far above what any takes, also with losses.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -59,14 +61,48 @@ impl Connection {
         Ok(body)
     }
 
-    fn send(&mut self, connection: &str) -> Result<()> {
-        let request = format!("GET / HTTP/1.1\r\nHost: headgate\r\nConnection: {connection}\r\n\r\n");
+    /// `GET /big`, compared with the payload; the connection stays open.
+    pub fn download(&mut self, payload: &Payload) -> Result<()> {
+        self.request("GET /big", "")?;
+        let length = self.head()?;
+        let (bytes, sha256) = sha256_of((&mut self.stream).take(length))?;
+        ensure!(bytes == payload.bytes, "{bytes} bytes arrived instead of {}", payload.bytes);
+        ensure!(sha256 == payload.sha256, "the download arrived changed");
+        Ok(())
+    }
+
+    /// `PUT /upload/NAME` of the payload; the connection stays open.
+    pub fn upload(&mut self, payload: &Payload, name: &str) -> Result<()> {
+        let length = format!("Content-Length: {}\r\n", payload.bytes);
+        self.request(&format!("PUT /upload/{name}"), &length)?;
+        std::io::copy(&mut File::open(payload.path())?, self.stream.get_mut()).context("body")?;
+        self.receive().map(drop)
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &TcpStream {
+        self.stream.get_ref()
+    }
+
+    fn request(&mut self, what: &str, headers: &str) -> Result<()> {
+        let request = format!("{what} HTTP/1.1\r\nHost: headgate\r\n{headers}\r\n");
         self.stream.get_mut().write_all(request.as_bytes()).context("request")
     }
 
+    fn send(&mut self, connection: &str) -> Result<()> {
+        self.request("GET /", &format!("Connection: {connection}\r\n"))
+    }
+
     fn receive(&mut self) -> Result<String> {
+        let mut body = vec![0; self.head()?.try_into()?];
+        self.stream.read_exact(&mut body).context("body")?;
+        Ok(String::from_utf8(body)?.trim_end().to_owned())
+    }
+
+    /// Status line and headers of an answer; the length of its body.
+    fn head(&mut self) -> Result<u64> {
         let status = self.line().context("status line")?;
-        ensure!(status.starts_with("HTTP/1.1 200"), "answer {status:?}");
+        ensure!(status.starts_with("HTTP/1.1 2"), "answer {status:?}");
         let mut length = 0;
         loop {
             let line = self.line().context("header")?;
@@ -78,9 +114,7 @@ impl Connection {
                 Some(_) => {}
             }
         }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).context("body")?;
-        Ok(String::from_utf8(body)?.trim_end().to_owned())
+        Ok(length)
     }
 
     fn line(&mut self) -> Result<String> {

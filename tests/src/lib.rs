@@ -2,17 +2,24 @@
 //! agent under test in the middle. And that for tests of the loaded programs with one packet at a time: [`prog`].
 //!
 //! Needs root and Linux 6.18 or any other kernel with veth, HTB and `cls_bpf`; `cargo xtask setup` installs the
-//! programs it runs (iproute2, ethtool, nginx, curl, util-linux). Whatever a test makes is named after its
-//! process and goes when the test ends, also by a panic.
+//! programs it runs (iproute2, ethtool, util-linux, nginx, dnsmasq, Envoy, curl, wrk, nghttp2's clients). Whatever a
+//! test makes is named after its process and goes when the test ends, also by a panic.
 
 pub mod agent;
+pub mod app;
 pub mod bench;
 mod bpf;
 pub mod cmd;
 pub mod curl;
+pub mod discovery;
+pub mod dnsmasq;
+pub mod envoy;
 pub mod faults;
 pub mod gateway;
 pub mod http;
+pub mod https;
+pub mod lan;
+pub mod load;
 pub mod maps;
 pub mod netns;
 pub mod nginx;
@@ -22,5 +29,9 @@ pub mod prog;
 pub mod rung;
 pub mod sample;
 pub mod scenario;
+pub mod second_link;
+pub mod tls;
 pub mod topology;
+pub mod tun;
 pub mod verifier;
+pub mod websocket;

@@ -85,7 +85,7 @@ impl Bed {
                 cpu.set(first_cpu().expect("a CPU to run on"));
                 sched_setaffinity(None, &cpu).expect("a CPU that this thread may run on");
                 let devices = devices().expect("the devices that were made above");
-                let ebpf = object::load(max_flows, None).expect("the kernel loads both programs");
+                let ebpf = object::load(max_flows, None).expect("the kernel loads the programs").ebpf;
                 let mut bed = Self { ebpf, devices, counted: vec![0; REASON_SLOTS as usize] };
                 for device in [devices.client, devices.backend] {
                     maps::add_device(&mut bed.ebpf, device.ifindex).expect("a slot in the device map");
@@ -97,12 +97,28 @@ impl Bed {
 
     /// Runs the program of `rung` on `frame` as if it came in by the interface `ingress`.
     pub fn packet(&mut self, rung: Rung, ingress: u32, frame: &[u8]) -> Result<Outcome> {
-        // Two tags more at the most.
-        let mut output = vec![0; frame.len() + 8];
+        self.super_packet(rung, ingress, 0, frame)
+    }
+
+    /// The same; on TC, if `gso_size` is not 0, as a super-packet that becomes segments of so many bytes of payload.
+    pub fn super_packet(&mut self, rung: Rung, ingress: u32, gso_size: u32, frame: &[u8]) -> Result<Outcome> {
+        let mut output = room(frame);
         let result = match rung {
             Rung::Xdp => test_run(self.xdp()?, frame, &mut output, &xdp_md(frame.len(), ingress), 1)?,
-            Rung::Tc => test_run(self.tc()?, frame, &mut output, &sk_buff(ingress), 1)?,
+            Rung::Tc => test_run(self.tc()?, frame, &mut output, &sk_buff(ingress, gso_size), 1)?,
         };
+        self.outcome(&result, output)
+    }
+
+    /// Runs the XDP program for frames of several buffers; the kernel puts what is beyond a page into further ones.
+    pub fn scattered_packet(&mut self, ingress: u32, frame: &[u8]) -> Result<Outcome> {
+        let mut output = room(frame);
+        let program: &Xdp = self.ebpf.program(object::XDP_FRAGS_PROGRAM).context("no program")?.try_into()?;
+        let result = test_run(program, frame, &mut output, &xdp_md(frame.len(), ingress), 1)?;
+        self.outcome(&result, output)
+    }
+
+    fn outcome(&mut self, result: &TestRunResult, mut output: Vec<u8>) -> Result<Outcome> {
         output.truncate(result.data_size_out as usize);
         let after = self.reasons()?;
         let before = std::mem::replace(&mut self.counted, after);
@@ -125,6 +141,11 @@ impl Bed {
         let map: PerCpuArray<_, u64> = map.try_into()?;
         (0..REASON_SLOTS).map(|slot| Ok(map.get(&slot, 0)?.iter().sum())).collect()
     }
+}
+
+/// Room for what becomes of a frame: two tags more at the most, or the headers of an ICMPv6 message in front.
+fn room(frame: &[u8]) -> Vec<u8> {
+    vec![0; frame.len() + 8 + 48]
 }
 
 /// The counters that differ.
@@ -171,14 +192,18 @@ pub fn xdp_md(length: usize, ingress: u32) -> Vec<u8> {
     [data, data_end, data_meta, ingress, queue, egress].into_iter().flat_map(u32::to_ne_bytes).collect()
 }
 
-/// `struct __sk_buff` up to `ifindex`; the kernel takes what is missing for zero. The packet is to this host if its
+/// `struct __sk_buff` up to `gso_size`; the kernel takes what is missing for zero. The packet is to this host if its
 /// destination is the MAC address of that device.
-pub fn sk_buff(ingress: u32) -> Vec<u8> {
+pub fn sk_buff(ingress: u32, gso_size: u32) -> Vec<u8> {
     const INGRESS_IFINDEX: usize = 36;
     const IFINDEX: usize = 40;
-    let mut context = vec![0; IFINDEX + 4];
+    const GSO_SEGMENTS: usize = 164;
+    const GSO_SIZE: usize = 176;
+    let mut context = vec![0; GSO_SIZE + 4];
+    context[GSO_SIZE..].copy_from_slice(&gso_size.to_ne_bytes());
+    context[GSO_SEGMENTS..GSO_SEGMENTS + 4].copy_from_slice(&u32::from(gso_size > 0).to_ne_bytes());
     context[INGRESS_IFINDEX..IFINDEX].copy_from_slice(&ingress.to_ne_bytes());
-    context[IFINDEX..].copy_from_slice(&ingress.to_ne_bytes());
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ingress.to_ne_bytes());
     context
 }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::{Agent, config};
+use crate::cmd::run;
 use crate::curl;
 use crate::http::Outcome;
+use crate::netns::Namespace;
 use crate::nginx::Nginx;
 use crate::payload::{Payload, sha256_of_file};
 use crate::rung::{BackendTotals, Rung};
@@ -33,6 +34,15 @@ impl Setup {
             Self::Tc | Self::TcEgressTxOff => Rung::Tc,
             Self::Proxy => Rung::Proxy,
         }
+    }
+
+    /// What carries connections in the end. A veth sends what XDP redirects to it only while its far end has a program,
+    /// and a kernel before 6.3 does not tell: there the XDP program leaves each packet to the TC program behind it.
+    pub fn carrier(self) -> Rung {
+        let release = run("uname", &["-r"]).expect("every system has uname");
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+        let version = (numbers.next().and_then(Result::ok), numbers.next().and_then(Result::ok));
+        if self == Self::Xdp && version < (Some(6), Some(3)) { Rung::Tc } else { self.rung() }
     }
 
     pub fn options(self) -> Options {
@@ -89,27 +99,9 @@ impl Scenario {
         Ok(())
     }
 
-    /// Where the nginx that took this upload has it.
-    pub fn upload(&self, name: &str) -> Result<PathBuf> {
-        let uploads = self.nginx.iter().map(|nginx| nginx.upload(name));
-        uploads.into_iter().find(|path| path.exists()).context("no backend has the uploaded file")
-    }
-
-    /// Downloads and uploads the payload from the client, each on a connection of its own, and compares what
-    /// arrives.
+    /// See [`transfer`].
     pub fn transfer(&self, address: SocketAddr, payload: &Payload) -> Result<()> {
-        curl::download(&self.topology.client, address, payload).context("download")?;
-        curl::upload(&self.topology.client, address, payload, "copy").context("upload")?;
-        let path = self.upload("copy")?;
-        let (bytes, sha256) = sha256_of_file(&path)?;
-        fs::remove_file(path)?;
-        ensure!(bytes == payload.bytes, "{bytes} bytes were uploaded instead of {}", payload.bytes);
-        ensure!(
-            sha256 == payload.sha256,
-            "the upload arrived changed: {sha256} instead of {}",
-            payload.sha256
-        );
-        Ok(())
+        transfer(&self.topology.client, &self.nginx, address, payload)
     }
 
     /// Fails unless, since `before`, the counters of each backend say what the clients heard from it.
@@ -128,4 +120,22 @@ impl Scenario {
 pub fn start_nginx(topology: &Topology, payload: Option<&Payload>) -> Result<Vec<Nginx>> {
     let backends = topology.backends.iter().zip(1..);
     backends.map(|(namespace, number)| Nginx::start(namespace, &format!("b{number}"), payload)).collect()
+}
+
+/// Downloads and uploads the payload from `client`, each on a connection of its own, and compares what arrives.
+pub fn transfer(client: &Namespace, nginx: &[Nginx], address: SocketAddr, payload: &Payload) -> Result<()> {
+    curl::download(client, address, payload).context("download")?;
+    curl::upload(client, address, payload, "copy").context("upload")?;
+    require_uploaded(nginx, "copy", payload)
+}
+
+/// Fails unless one of the servers was sent exactly the payload as `PUT /upload/NAME`; removes the copy.
+pub fn require_uploaded(nginx: &[Nginx], name: &str, payload: &Payload) -> Result<()> {
+    let mut uploads = nginx.iter().map(|nginx| nginx.upload(name));
+    let path = uploads.find(|path| path.exists()).context("no backend has the uploaded file")?;
+    let (bytes, sha256) = sha256_of_file(&path)?;
+    fs::remove_file(path)?;
+    ensure!(bytes == payload.bytes, "{bytes} bytes were uploaded instead of {}", payload.bytes);
+    ensure!(sha256 == payload.sha256, "the upload arrived changed: {sha256} instead of {}", payload.sha256);
+    Ok(())
 }

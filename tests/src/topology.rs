@@ -28,7 +28,7 @@ use crate::netns::{self, Namespace};
 use crate::nginx::MEMORY;
 
 /// What the namespaces of tests are named after.
-const TEST_PREFIX: &str = "hgt";
+pub(crate) const TEST_PREFIX: &str = "hgt";
 /// The port that the listener of every scenario has.
 pub const HTTP: u16 = 80;
 /// The port that backends listen on, as an Istio ingress gateway does.
@@ -71,6 +71,14 @@ impl Family {
     /// Backend N as the balancer sees it, N from 1.
     pub fn backend(self, number: usize) -> SocketAddr {
         SocketAddr::new(self.peer(number), BACKEND_HTTP)
+    }
+
+    /// The option by which `ip` knows it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
     }
 
     fn prefix_length(self) -> u8 {
@@ -141,11 +149,7 @@ pub struct Topology {
 
 impl Topology {
     pub fn new(options: &Options) -> Result<Self> {
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
-        static SWEEP: Once = Once::new();
-        SWEEP.call_once(remove_orphans);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{}-{number}", options.prefix, std::process::id());
+        let name = unique_name(options.prefix);
         let namespace = |role: &str| Namespace::create(&format!("{name}-{role}"));
         let topology = Self {
             client: namespace("client")?,
@@ -224,6 +228,14 @@ impl Topology {
         }
         Ok(())
     }
+}
+
+/// A name for an installation that no other has; its namespaces are `NAME-ROLE`.
+pub(crate) fn unique_name(prefix: &str) -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    static SWEEP: Once = Once::new();
+    SWEEP.call_once(remove_orphans);
+    format!("{prefix}-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Removes what test processes left that were killed before they could clean up (`hgt-PID-…` of no living process).

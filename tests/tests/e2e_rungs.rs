@@ -12,9 +12,9 @@ use lb_tests::scenario::{Scenario, Setup};
 use lb_tests::topology::Family;
 
 /// Connections, and as many again as a transfer takes.
-const REQUESTS: u64 = 60;
+const REQUESTS: u64 = 30;
 const TRANSFERS: u64 = 2;
-const MIB: u64 = 16;
+const MIB: u64 = 4;
 
 #[test]
 fn small_job_on_xdp() {

@@ -13,6 +13,32 @@ pub(crate) struct Suite {
     pub(crate) args: Vec<String>,
 }
 
+/// The suite that prints what verifier and JIT made of each program.
+pub(crate) const STATISTICS: &str = "programs";
+
+/// What a guest's suites had to say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    /// Of [`STATISTICS`], if it was among the suites.
+    pub(crate) programs: Vec<Program>,
+    /// Names of tests, without those whose output is not captured.
+    pub(crate) tests: Vec<String>,
+    /// All tests.
+    pub(crate) count: u64,
+}
+
+/// A BPF program on the guest's kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Program {
+    pub(crate) name: String,
+    /// Instructions that the verifier looked at.
+    pub(crate) verified: u64,
+    /// Bytes of machine code.
+    pub(crate) jited: u64,
+    /// Bytes of the deepest chain of calls.
+    pub(crate) stack: u64,
+}
+
 /// What the guest's lines start with that are not the suites' own.
 const MARK: &str = "xtask-guest";
 
@@ -71,8 +97,8 @@ busybox poweroff -f
 }
 
 /// Fails unless every suite has run to its end, has passed and was not empty, and the kernel has not warned.
-pub(crate) fn judge(lines: &[String], suites: &[Suite]) -> Result<()> {
-    let mut passed = 0;
+pub(crate) fn judge(lines: &[String], suites: &[Suite]) -> Result<Passed> {
+    let mut passed = Passed::default();
     for suite in suites {
         let begin = format!("{MARK}: begin {}", suite.name);
         let end = format!("{MARK}: end {} ", suite.name);
@@ -91,20 +117,37 @@ pub(crate) fn judge(lines: &[String], suites: &[Suite]) -> Result<()> {
         if status != "0" {
             bail!("{} failed with status {status}", suite.name);
         }
-        let count = lines[..length].iter().find_map(|line| {
+        let lines = &lines[..length];
+        let count = lines.iter().find_map(|line| {
             line.strip_prefix("test result: ok. ")?.split_once(" passed")?.0.parse::<u64>().ok()
         });
         match count {
             None => bail!("{} printed no result", suite.name),
             Some(0) => bail!("{} has no test of {:?}", suite.name, suite.args),
-            Some(count) => passed += count,
+            Some(count) => passed.count += count,
+        }
+        let names = lines.iter().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... ok"));
+        passed.tests.extend(names.map(str::to_owned));
+        if suite.name == STATISTICS {
+            passed.programs.extend(lines.iter().filter_map(|line| program(line)));
         }
     }
     if !lines.iter().any(|line| *line == format!("{MARK}: calm")) {
         bail!("the kernel printed a warning: see the last lines above");
     }
-    println!("== tests passed: {passed}");
-    Ok(())
+    Ok(passed)
+}
+
+/// A row of the statistics: name, verified instructions, bytes of BPF, bytes of machine code, bytes of stack, and those
+/// of each function.
+fn program(line: &str) -> Option<Program> {
+    let [name, verified, translated, jited, stack, _functions] =
+        line.split_whitespace().collect::<Vec<_>>()[..]
+    else {
+        return None;
+    };
+    let [verified, _, jited, stack] = [verified, translated, jited, stack].map(|word| word.parse().ok());
+    Some(Program { name: name.to_owned(), verified: verified?, jited: jited?, stack: stack? })
 }
 
 /// A word of a shell script.
@@ -150,6 +193,29 @@ xtask-guest: calm";
             let left = [&lines[..missing], &lines[missing + 1..]].concat().join("\n");
             assert_ne!(verdict(&left), "passed", "without {:?}", lines[missing]);
         }
+    }
+
+    #[test]
+    fn what_passed_is_counted() {
+        let text = "xtask-guest: begin programs
+test statistics::statistics ... program            verified  BPF bytes      JITed      stack  of functions
+headgate_tc            6543       9000      12345        496  136+0+72
+headgate_xdp             12         34         56         78  78
+ok
+test result: ok. 1 passed; 0 failed; 0 ignored
+xtask-guest: end programs 0
+xtask-guest: begin e2e
+test small_job_on_tc ... ok
+test result: ok. 1 passed; 0 failed; 0 ignored
+xtask-guest: end e2e 0
+xtask-guest: calm";
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        let suite = |name: &str| Suite { name: name.to_owned(), program: PathBuf::new(), args: Vec::new() };
+        let passed = judge(&lines, &[suite(STATISTICS), suite("e2e")]).unwrap();
+        let program =
+            |name: &str, verified, jited, stack| Program { name: name.to_owned(), verified, jited, stack };
+        let programs = vec![program("headgate_tc", 6543, 12345, 496), program("headgate_xdp", 12, 56, 78)];
+        assert_eq!(passed, Passed { programs, tests: vec!["small_job_on_tc".to_owned()], count: 2 });
     }
 
     #[test]

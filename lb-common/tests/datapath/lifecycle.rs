@@ -207,13 +207,13 @@ fn the_last_hop_is_not_ours() {
     for (world, v6) in worlds(1) {
         let syn = client_packet(client(v6, 1)).flags(SYN).seq(1).ttl(1);
         let before = world.state();
-        world.on_client_side(&syn).left(Reason::TTL_EXPIRED);
+        world.on_client_side(&syn).expired(world.rung);
         assert_eq!(world.state(), before);
         let connection = world.connect(client(v6, 1), 1_000);
         let before = world.state();
         for ttl in [0, 1] {
-            world.on_client_side(&connection.of_client().ttl(ttl)).left(Reason::TTL_EXPIRED);
-            world.on_backend_side(&connection.of_backend().ttl(ttl)).left(Reason::TTL_EXPIRED);
+            world.on_client_side(&connection.of_client().ttl(ttl)).expired(world.rung);
+            world.on_backend_side(&connection.of_backend().ttl(ttl)).expired(world.rung);
         }
         assert_eq!(world.state(), before);
         let two = connection.of_client().ttl(2);
@@ -229,11 +229,11 @@ fn an_expired_ttl_in_the_handshake_changes_nothing() {
         let connection = world.open(client(v6, 1), 7, Reason::NEW_FLOW);
         let syn_ack = connection.of_backend().flags(SYN).seq(connection.backend_isn);
         let before = world.state();
-        world.on_backend_side(&syn_ack.ttl(1)).left(Reason::TTL_EXPIRED);
+        world.on_backend_side(&syn_ack.ttl(1)).expired(world.rung);
         assert_eq!(world.state(), before);
         world.answer(&connection);
         let before = world.state();
-        world.on_client_side(&connection.of_client().ttl(1)).left(Reason::TTL_EXPIRED);
+        world.on_client_side(&connection.of_client().ttl(1)).expired(world.rung);
         assert_eq!(world.state(), before);
         world.client_sends(&connection, connection.of_client(), Reason::ESTABLISHED);
     }

@@ -1,10 +1,13 @@
 //! The datapath on the host: frames in, frames and tables out.
 
+mod answers;
 mod balancing;
 mod formats;
 mod handshake;
+mod icmp;
 mod interleaving;
 mod lifecycle;
+mod links;
 mod pass_up;
 mod random;
 mod world;

@@ -36,14 +36,12 @@ fn rung() -> impl Strategy<Value = Rung> {
 /// Checksums are right behind us exactly if they were right before, and what is not forwarded is not touched.
 fn check_frame(world: &World, frame: Frame) -> Result<(), TestCaseError> {
     let right = verify_checksums(&frame.0);
-    let before = frame.clone();
     let outcome = world.receive(CLIENT_SIDE, frame);
     if outcome.reason.fate() == Fate::Forwarded {
         let after = verify_checksums(&outcome.frame.0);
         prop_assert_eq!(right.is_ok(), after.is_ok(), "{:?} and then {:?}", right, after);
     } else {
-        prop_assert_eq!(outcome.frame, before);
-        prop_assert!(outcome.sent.is_none());
+        outcome.left_any()?;
     }
     Ok(())
 }

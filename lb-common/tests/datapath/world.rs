@@ -34,6 +34,7 @@ pub(crate) struct World {
 pub(crate) struct Outcome {
     pub(crate) reason: Reason,
     pub(crate) sent: Option<(u32, bool)>,
+    ingress: u32,
     before: Frame,
     pub(crate) frame: Frame,
 }
@@ -48,6 +49,27 @@ impl Outcome {
         self.frame
     }
 
+    /// The message to the sender that it became, if it was answered for `reason`.
+    #[track_caller]
+    pub(crate) fn answered(self, reason: Reason) -> Frame {
+        assert_eq!(self.reason.name(), reason.name());
+        assert_eq!(reason.fate(), Fate::Answered);
+        assert_eq!(self.sent, Some((self.ingress, false)));
+        self.frame
+    }
+
+    /// Its TTL is used up: TC answers, XDP hands over.
+    #[track_caller]
+    pub(crate) fn expired(self, rung: Rung) {
+        match rung {
+            Rung::Xdp => self.left(Reason::TO_TC),
+            Rung::Tc => {
+                let frame = self.answered(Reason::TTL_ANSWERED);
+                verify_checksums(&frame.0).expect("right checksums");
+            }
+        }
+    }
+
     /// It was left as it came, for `reason`.
     #[track_caller]
     pub(crate) fn left(self, reason: Reason) {
@@ -57,8 +79,12 @@ impl Outcome {
         assert_eq!(self.frame, self.before, "it was changed");
     }
 
-    /// The same for a property test, whatever the reason.
+    /// The same for a property test, whatever the reason; or it was answered.
     pub(crate) fn left_any(self) -> Result<(), TestCaseError> {
+        if self.reason.fate() == Fate::Answered {
+            prop_assert_eq!(self.sent, Some((self.ingress, false)));
+            return verify_checksums(&self.frame.0).map_err(TestCaseError::fail);
+        }
         prop_assert_eq!(self.sent, None);
         prop_assert_eq!(self.frame, self.before, "it was changed");
         Ok(())
@@ -78,14 +104,14 @@ impl World {
     }
 
     pub(crate) fn env(&self, ingress: u32) -> Env {
-        Env { rung: self.rung, ingress, now: self.now }
+        Env::new(self.rung, ingress, self.now)
     }
 
     pub(crate) fn receive(&self, ingress: u32, frame: Frame) -> Outcome {
         let before = frame.clone();
         let mut frame = frame;
         let result = run(&self.env(ingress), &mut frame, &self.tables);
-        Outcome { reason: result.reason, sent: result.sent, before, frame }
+        Outcome { reason: result.reason, sent: result.sent, ingress, before, frame }
     }
 
     pub(crate) fn on_client_side(&self, packet: &PacketBuilder) -> Outcome {

@@ -13,13 +13,16 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::flows::FlowFilter;
 
 /// Longest question, bytes.
 const MAX_QUESTION: u64 = 64 << 10;
-/// A peer that says nothing for this long is left.
+/// A peer that does not come to the end of its question, or does not take the answer, is left after this long.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the answer may take: the agent may be busy with a change of the network, on a slow or loaded machine.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,7 +86,7 @@ impl AdminSocket {
                         let sender = sender.clone();
                         tokio::spawn(async move {
                             // One who asks wrongly or goes away bothers nobody else.
-                            let _ = tokio::time::timeout(PATIENCE, serve(stream, sender)).await;
+                            let _ = serve(stream, sender).await;
                         });
                     }
                     Err(error) => {
@@ -112,7 +115,8 @@ impl Drop for AdminSocket {
 async fn serve(mut stream: tokio::net::UnixStream, queries: mpsc::Sender<Query>) -> Result<()> {
     let (read, mut write) = stream.split();
     let mut line = String::new();
-    tokio::io::BufReader::new(read.take(MAX_QUESTION)).read_line(&mut line).await?;
+    let mut read = tokio::io::BufReader::new(read.take(MAX_QUESTION));
+    timeout(PATIENCE, read.read_line(&mut line)).await??;
     let answer = match serde_json::from_str(&line) {
         Ok(question) => {
             let (reply, answer) = oneshot::channel();
@@ -123,7 +127,7 @@ async fn serve(mut stream: tokio::net::UnixStream, queries: mpsc::Sender<Query>)
     };
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
-    write.write_all(&text).await?;
+    timeout(PATIENCE, write.write_all(&text)).await??;
     Ok(())
 }
 
@@ -133,12 +137,15 @@ pub fn ask(run_dir: &Path, question: &Question) -> Result<Value> {
     let mut stream = UnixStream::connect(&path).with_context(|| {
         format!("no agent answers on {} (is it running? `--run-dir` says where)", path.display())
     })?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(ANSWER))?;
     let mut text = serde_json::to_vec(question)?;
     text.push(b'\n');
     stream.write_all(&text)?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).context("waiting for the agent's answer")?;
+    if line.is_empty() {
+        bail!("the agent has ended without an answer");
+    }
     let answer: Result<Value, String> = serde_json::from_str(&line).context("reading the agent's answer")?;
     answer.map_err(anyhow::Error::msg)
 }

@@ -33,7 +33,7 @@ impl Agent {
         self.draining = true;
         self.proxy.stop_listening();
         if let Some(kernel) = &mut self.kernel {
-            kernel.drain(&self.config, &self.network).await?;
+            kernel.drain(&self.config, &self.endpoints, &self.network).await?;
         }
         let timeout =
             self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max().unwrap_or_default();
@@ -60,7 +60,7 @@ impl Agent {
                 _ = interrupt.recv() => return Ok(()),
                 changes = watch.changed() => self.follow(changes?).await,
                 _ = look.tick() => {
-                    self.housekeep();
+                    self.housekeep().await;
                     let kernel = match &self.kernel {
                         Some(kernel) => open_flows(&kernel.kernel)?,
                         None => 0,

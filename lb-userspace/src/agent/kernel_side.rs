@@ -1,55 +1,71 @@
-//! The agent's hold on the kernel rungs: which interfaces carry the programs, and the maps kept equal to what is
-//! desired.
+//! The kernel rungs, kept equal to configuration, endpoints and network.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Bound;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use lb_common::Rung;
-use lb_common::address::words;
+use anyhow::{Context, Result};
 use lb_common::tables::hop;
+use tokio::task::JoinSet;
 
 use crate::agent::Options;
+use crate::agent::adopt::adopt;
+use crate::agent::interfaces::Interfaces;
 use crate::datapath::contents::{Contents, plan};
-use crate::datapath::kernel::Kernel;
+use crate::datapath::kernel::{Kernel, monotonic_now};
 use crate::datapath::object::{self, Pins};
+use crate::datapath::sweep::{IdleTimeouts, Moved, Usage};
 use crate::datapath::{attach, bpffs};
 use crate::desired::{self, Destination, Indices, Observed};
+use crate::endpoints::{Endpoints, Name};
 use crate::model::{Config, Mode};
-use crate::net::{self, Link, Resolution, RouteTo, Snapshot};
+use crate::moved::{MovedRoutes, route_to_client};
+use crate::net::{self, NeighbourState, RouteTo, Snapshot};
 
 /// Flows of each family for each GiB of memory, unless configured.
 const FLOWS_PER_GIB: u64 = 65_536;
-
-/// An interface, and what carries its packets.
-#[derive(Clone, Debug)]
-pub struct Interface {
-    pub index: u32,
-    pub name: String,
-    /// `None`: the proxy alone.
-    pub rung: Option<Rung>,
-    /// Why not a faster one, or that this is the fastest.
-    pub why: String,
-}
+/// How long a start waits for the neighbours of backends to answer.
+pub const RESOLUTION: Duration = Duration::from_secs(2);
+/// Endpoints that are tried for translation at the same time.
+const TRIALS: usize = 64;
+/// How often neighbours are probed: the kernel alone trusts an answer for up to 45 seconds, longer than most clients
+/// wait where a neighbour has gone or has another address without a word.
+const PROBING: Duration = Duration::from_secs(3);
+/// Neighbours that are probed in one go, in turn: a node has few gateways, but may have many backends on its links.
+const PROBED: usize = 32;
 
 /// The kernel rungs.
 pub struct KernelSide {
     pub kernel: Kernel,
     pub pins: Pins,
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Interfaces,
     pub max_flows: u32,
     pub snat_ports: Vec<u16>,
-    pub paths: HashMap<IpAddr, RouteTo>,
+    paths: HashMap<IpAddr, RouteTo>,
+    /// What is known of how the node itself connects to an endpoint: `None` to where it was told.
+    trials: HashMap<SocketAddr, Option<SocketAddr>>,
+    neighbours: Neighbours,
     indices: Indices,
     contents: Contents,
+    moved: MovedRoutes,
+    /// What the flows referred to at the last sweep.
+    usage: Usage,
     draining: bool,
-    mode: Mode,
+}
+
+/// Neighbours that the kernel is to keep resolved.
+#[derive(Default)]
+struct Neighbours {
+    wanted: BTreeSet<(u32, IpAddr)>,
+    /// The last that was probed, and when.
+    probed: Option<((u32, IpAddr), Instant)>,
 }
 
 impl KernelSide {
-    /// Loads the programs, with the maps of an earlier agent if there are any. Attaches nothing yet.
-    pub fn load(config: &Config, options: &Options, mode: Mode) -> Result<Self> {
+    /// Loads the programs, with the maps of an earlier agent if there are any: endpoints of it that are not ours drain.
+    /// Attaches nothing yet.
+    pub fn load(config: &Config, options: &Options, mode: Mode, endpoints: &mut Endpoints) -> Result<Self> {
         bpffs::prepare(&options.bpffs)?;
         let pins = Pins::new(&options.bpffs);
         let max_flows = match object::pinned_max_flows(&pins)? {
@@ -57,48 +73,53 @@ impl KernelSide {
             None => config.datapath.max_flows.map_or_else(flows_by_memory, Ok)?,
         };
         let kernel = Kernel::new(object::load(max_flows, Some(&pins))?)?;
+        for rejected in kernel.all_rejected() {
+            log::warn!("the kernel does not take the program {}: {}", rejected.program, rejected.why);
+        }
         let mut indices = Indices::default();
         let mut contents = Contents::default();
-        adopt(&kernel, config, &mut indices, &mut contents)?;
-        let snat_ports = desired::snat_ports(config, net::local_port_range()?, &net::reserved_ports()?);
-        if snat_ports.is_empty() {
-            log::warn!(
-                "no SNAT port is left between 1024 and 29999 beside net.ipv4.ip_local_port_range and \
-                 ip_local_reserved_ports: every connection goes to the proxy until datapath.snat_ports names a range"
-            );
-        }
+        adopt(&kernel, config, endpoints, &mut indices, &mut contents)?;
         Ok(Self {
             kernel,
             pins,
-            interfaces: Vec::new(),
+            interfaces: Interfaces::new(mode),
             max_flows,
-            snat_ports,
+            snat_ports: snat_ports(config)?,
             paths: HashMap::new(),
+            trials: HashMap::new(),
+            neighbours: Neighbours::default(),
             indices,
             contents,
+            moved: MovedRoutes::default(),
+            usage: Usage::default(),
             draining: false,
-            mode,
         })
     }
 
-    /// Makes everything equal to what configuration and network ask for.
-    pub async fn reconcile(&mut self, config: &Config, network: &Snapshot) -> Result<()> {
-        self.find_paths(config, network).await;
-        self.update_maps(config, network).await
+    /// Makes everything equal to what configuration, endpoints and network ask for.
+    pub async fn reconcile(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
+        self.find_paths(endpoints, network).await;
+        self.try_endpoints(endpoints).await;
+        self.update_maps(config, endpoints, network).await
     }
 
     /// The same where only neighbours changed.
-    pub async fn update_maps(&mut self, config: &Config, network: &Snapshot) -> Result<()> {
+    pub async fn update_maps(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
         let devices = redirect_targets(network).await;
+        let translated = self.trials.iter().filter_map(|(of, to)| Some((*of, (*to)?))).collect();
         let observed = Observed {
+            endpoints,
             network,
             paths: &self.paths,
+            translated: &translated,
             devices: &devices,
             snat_ports: &self.snat_ports,
             max_flows: self.max_flows,
             draining: self.draining,
         };
-        let contents = desired::contents(config, &observed, &mut self.indices)?;
+        let mut contents = desired::contents(config, &observed, &mut self.indices)?;
+        self.keep_what_flows_need(&mut contents);
+        self.moved.mark(&self.contents, &mut contents, monotonic_now());
         for step in plan(&self.contents, &contents) {
             log::debug!("{step:?}");
             let what = format!("{step:?}");
@@ -108,32 +129,130 @@ impl KernelSide {
         Ok(())
     }
 
-    /// Takes no new flows from here on.
-    pub async fn drain(&mut self, config: &Config, network: &Snapshot) -> Result<()> {
-        self.draining = true;
-        self.update_maps(config, network).await
+    /// What is not wanted any more stays until its index is released: a flow may refer to it.
+    fn keep_what_flows_need(&self, contents: &mut Contents) {
+        for (&index, &hop) in &self.contents.hops {
+            if self.indices.hops.is_taken(index) {
+                contents.hops.entry(index).or_insert(hop);
+            }
+        }
+        for (&index, &backend) in &self.contents.backends {
+            if self.indices.backends.is_taken(index) {
+                contents.backends.entry(index).or_insert(backend);
+            }
+        }
     }
 
-    /// Vouches for the next hops, and has their neighbours kept resolved.
+    /// Another configuration: what does not come from it stays.
+    pub fn reconfigure(&mut self, config: &Config, mode: Mode) -> Result<()> {
+        self.snat_ports = snat_ports(config)?;
+        self.interfaces.set_mode(mode);
+        Ok(())
+    }
+
+    /// Takes no new flows from here on.
+    pub async fn drain(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
+        self.draining = true;
+        self.update_maps(config, endpoints, network).await
+    }
+
+    /// Attaches to the interfaces that are to carry traffic and leaves those that are not.
+    pub async fn attach(&mut self, config: &Config, network: &Snapshot) -> Result<()> {
+        self.interfaces.attach(&mut self.kernel, &self.pins, config, network, &self.paths).await
+    }
+
+    /// Vouches for the next hops, takes ended flows out and finds out what the others need. Whether the maps have to be
+    /// updated for it.
+    pub async fn housekeep(
+        &mut self,
+        idle: &IdleTimeouts,
+        endpoints: &Endpoints,
+        network: &Snapshot,
+    ) -> Result<bool> {
+        self.confirm();
+        self.look_after_neighbours(network).await;
+        self.usage = {
+            let route = route_to_client(&self.contents);
+            self.kernel.sweep(idle, &Moved { hops: self.moved.hops(), route: &route })?
+        };
+        let settled = self.moved.settle(monotonic_now(), |hop| self.usage.is_astray(hop));
+        let released = self.release_indices(endpoints);
+        Ok(settled || released)
+    }
+
+    /// Vouches for the next hops.
     pub fn confirm(&self) {
         self.kernel.confirm(self.contents.hops.keys().copied());
+    }
+
+    /// Indices of what is neither wanted nor referred to by a flow are free again. Whether there were any.
+    fn release_indices(&mut self, endpoints: &Endpoints) -> bool {
+        let (usage, contents) = (&self.usage, &self.contents);
+        let windows: HashSet<u32> =
+            contents.slots.keys().map(|&window| desired::cluster_of_window(window)).collect();
+        let services4 = contents.services4.values().map(|service| service.id);
+        let served: HashSet<u32> =
+            services4.chain(contents.services6.values().map(|service| service.id)).collect();
+        let members: HashSet<u32> =
+            endpoints.iter().filter_map(|((of, at), _)| self.indices.backend(of, *at)).collect();
+        let addresses: HashSet<IpAddr> = endpoints.iter().map(|((_, address), _)| address.ip()).collect();
+        let routes: HashSet<u32> =
+            contents.routes4.values().chain(contents.routes6.values()).copied().collect();
+        let indices = &mut self.indices;
+        let clusters = indices.clusters.retain(|_, index| windows.contains(&index));
+        let services = indices.services.retain(|_, id| served.contains(&id) || usage.has_service(id));
+        let backends =
+            indices.backends.retain(|_, index| members.contains(&index) || usage.has_backend(index));
+        let moved = self.moved.hops();
+        let hops = indices.hops.retain(|destination, index| {
+            let wanted = match destination {
+                Some(Destination::Backend(address)) => addresses.contains(address),
+                _ => routes.contains(&index),
+            };
+            wanted || moved.contains_key(&index) || usage.has_hop(index)
+        });
+        clusters || services || backends || hops
     }
 
     /// Whether every backend that can be reached by a neighbour has that neighbour's address.
     pub fn is_resolved(&self) -> bool {
         self.contents.backends.values().filter(|backend| backend.hop != 0).all(|backend| {
-            self.contents.hops.get(&backend.hop).is_some_and(|hop| hop.flags & hop::RESOLVED != 0)
+            let hop = self.contents.hops.get(&backend.hop);
+            hop.is_some_and(|hop| hop.flags & (hop::RESOLVED | hop::L3) != 0)
         })
     }
 
-    /// Index of a backend in the maps.
-    pub fn backend_index(&self, cluster: u32, address: std::net::SocketAddr) -> Option<u32> {
-        self.indices.backends.find(&(cluster, address))
+    /// Index of an endpoint's backend in the maps.
+    pub fn backend_index(&self, (cluster, address): &Name) -> Option<u32> {
+        self.indices.backend(cluster, *address)
     }
 
-    /// Whether a backend is left to the proxy, and why.
-    pub fn proxy_only(&self, address: IpAddr) -> Option<String> {
-        match self.paths.get(&address) {
+    /// Whether an endpoint has kernel flows, as of the last sweep.
+    pub fn has_flows(&self, name: &Name) -> bool {
+        self.backend_index(name).is_some_and(|index| self.usage.has_backend(index))
+    }
+
+    /// What stands for a listener in the maps.
+    pub fn service_id(&self, listener: &str) -> Option<u32> {
+        self.indices.services.find(&listener.to_owned())
+    }
+
+    /// What stands for a cluster in the maps.
+    pub fn cluster_index(&self, cluster: &str) -> Option<u32> {
+        self.indices.clusters.find(&cluster.to_owned())
+    }
+
+    /// Whether an endpoint is left to the proxy, and why.
+    pub fn proxy_only(&self, address: SocketAddr, network: &Snapshot) -> Option<String> {
+        if let Some(Some(to)) = self.trials.get(&address) {
+            return Some(format!(
+                "this node sends its own connections to it on to {to}, as for a ClusterIP: use a headless Service, whose name has the addresses of the pods"
+            ));
+        }
+        match self.paths.get(&address.ip()) {
+            Some(RouteTo::Local) if network.is_cluster_ip(address.ip()) => Some(
+                "a ClusterIP (kube-ipvs0): use a headless Service, whose name has the addresses of the pods".into(),
+            ),
             Some(RouteTo::Local) => Some("an address of this node".into()),
             Some(RouteTo::Via(path)) if path.encapsulated => Some("behind a route that wraps packets".into()),
             Some(RouteTo::Via(_)) => None,
@@ -142,12 +261,8 @@ impl KernelSide {
         }
     }
 
-    async fn find_paths(&mut self, config: &Config, network: &Snapshot) {
-        let backends: HashSet<IpAddr> = config
-            .clusters
-            .iter()
-            .flat_map(|cluster| cluster.endpoints.iter().map(|endpoint| endpoint.address.ip()))
-            .collect();
+    async fn find_paths(&mut self, endpoints: &Endpoints, network: &Snapshot) {
+        let backends: BTreeSet<IpAddr> = endpoints.iter().map(|((_, address), _)| address.ip()).collect();
         let mut paths = HashMap::new();
         let mut neighbours = BTreeSet::new();
         for address in backends {
@@ -161,107 +276,79 @@ impl KernelSide {
                 Err(error) => log::warn!("asking for the route to {address}: {error:#}"),
             }
         }
+        for (address, path) in &paths {
+            if let RouteTo::Unreachable(why) = path
+                && self.paths.get(address) != Some(path)
+            {
+                log::warn!("backend {address}: {why}");
+            }
+        }
         self.paths = paths;
         for route in &network.routes {
             if let Some(gateway) = route.gateway {
                 neighbours.insert((route.link, gateway));
             }
         }
-        for (link, address) in neighbours {
-            // Only Ethernet has neighbours.
-            if network.link_by_index(link).is_some_and(|link| link.ethernet && link.up) {
-                match net::resolve(link, address).await {
-                    Ok(Resolution::Managed | Resolution::Probed | Resolution::Foreign) => {}
-                    Err(error) => log::warn!("resolving {address}: {error:#}"),
-                }
-            }
-        }
-    }
-
-    /// Attaches to the interfaces that are to carry traffic and leaves those that are not. With a forced mode, an
-    /// interface that cannot have it is an error.
-    pub async fn attach(&mut self, config: &Config, network: &Snapshot) -> Result<()> {
-        let wanted: Vec<Link> = match &config.datapath.interfaces {
-            Some(names) => names.iter().filter_map(|name| network.link_by_name(name)).cloned().collect(),
-            None => self.automatic_interfaces(network),
-        };
-        for index in attach::attached(&self.pins) {
-            if !wanted.iter().any(|link| link.index == index) {
-                let name = network.link_by_index(index).map(|link| link.name.as_str());
-                attach::detach(&self.pins, index, name)?;
-            }
-        }
-        let known = std::mem::take(&mut self.interfaces);
-        let mut failure = None;
-        for link in wanted {
-            if let Some(interface) = known.iter().find(|interface| interface.index == link.index) {
-                self.interfaces.push(Interface { name: link.name.clone(), ..interface.clone() });
-                continue;
-            }
-            let interface = match self.attach_one(&link).await {
-                Ok(interface) => interface,
-                // One interface without a kernel rung costs the others nothing.
-                Err(error) if self.mode == Mode::Auto => Interface {
-                    index: link.index,
-                    name: link.name.clone(),
-                    rung: None,
-                    why: format!("{error:#}"),
-                },
-                Err(error) => {
-                    failure = Some(error);
-                    continue;
-                }
-            };
-            log::info!("{}: {} ({})", link.name, rung_name(interface.rung), interface.why);
-            self.interfaces.push(interface);
-        }
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// Those with addresses or routes, and those by which a backend is reached.
-    fn automatic_interfaces(&self, network: &Snapshot) -> Vec<Link> {
-        let mut links: Vec<Link> = network.candidate_interfaces().into_iter().cloned().collect();
-        for path in self.paths.values() {
-            if let RouteTo::Via(path) = path
-                && let Some(link) = network.link_by_index(path.link)
-                && link.ethernet
-                && !links.iter().any(|other| other.index == link.index)
+        // Only Ethernet has neighbours.
+        neighbours.retain(|(link, _)| network.link_by_index(*link).is_some_and(|link| link.ethernet && link.up));
+        for (link, address) in self.neighbours.wanted.difference(&neighbours) {
+            // A link that is gone took its neighbours along.
+            if network.link_by_index(*link).is_some()
+                && let Err(error) = net::unmanage(*link, *address).await
             {
-                links.push(link.clone());
+                log::warn!("{error:#}");
             }
         }
-        links
+        for &(link, address) in &neighbours {
+            resolve(link, address).await;
+        }
+        self.neighbours.wanted = neighbours;
     }
 
-    async fn attach_one(&mut self, link: &Link) -> Result<Interface> {
-        let described =
-            |rung, why: String| Interface { index: link.index, name: link.name.clone(), rung, why };
-        if !link.ethernet {
-            return Ok(described(None, "no Ethernet device: not supported yet".into()));
-        }
-        let tc_reason = match self.mode {
-            Mode::Xdp => None,
-            Mode::Tc => Some("datapath.mode is tc".to_owned()),
-            Mode::Auto | Mode::Proxy => slow_kind(link).await,
-        };
-        // Beneath XDP as well: it takes what XDP cannot send.
-        attach::attach_tc(&mut self.kernel.ebpf, &self.pins, link)
-            .with_context(|| format!("attaching the TC program to {}", link.name))?;
-        if let Some(why) = tc_reason {
-            return Ok(described(Some(Rung::Tc), why));
-        }
-        match attach::attach_xdp(&mut self.kernel.ebpf, &self.pins, link) {
-            Ok(()) => Ok(described(Some(Rung::Xdp), "native XDP".into())),
-            Err(error) if self.mode == Mode::Xdp => {
-                let _ = attach::detach(&self.pins, link.index, Some(&link.name));
-                Err(error).with_context(|| {
-                    format!(
-                        "datapath.mode is xdp, but {} takes no native XDP program (`mode: auto` would use tc there)",
-                        link.name
-                    )
-                })
+    /// Has those that do not answer asked for again, and some of the others probed.
+    async fn look_after_neighbours(&mut self, network: &Snapshot) {
+        let wanted = &self.neighbours.wanted;
+        for &(link, address) in wanted {
+            if network.neighbour(link, address).is_none_or(|entry| entry.state == NeighbourState::Failed) {
+                resolve(link, address).await;
             }
-            Err(error) => Ok(described(Some(Rung::Tc), format!("no native XDP: {error:#}"))),
+        }
+        let last = match self.neighbours.probed {
+            Some((_, at)) if at.elapsed() < PROBING => return,
+            Some((last, _)) => last,
+            None => (0, IpAddr::from([0, 0, 0, 0])),
+        };
+        let behind = wanted.range((Bound::Excluded(last), Bound::Unbounded));
+        let turn: Vec<_> = behind.chain(wanted.range(..=last)).take(PROBED).copied().collect();
+        for &(link, address) in &turn {
+            if let Err(error) = net::probe(link, address).await {
+                log::debug!("{error:#}");
+            }
+        }
+        self.neighbours.probed = turn.last().map(|&last| (last, Instant::now()));
+    }
+
+    /// Finds out of endpoints that are new where the node's own connections to them go.
+    async fn try_endpoints(&mut self, endpoints: &Endpoints) {
+        let wanted: BTreeSet<SocketAddr> = endpoints
+            .iter()
+            .filter(|(_, member)| member.draining.is_none())
+            .map(|((_, address), _)| *address)
+            .filter(|address| matches!(self.paths.get(&address.ip()), Some(RouteTo::Via(_))))
+            .collect();
+        self.trials.retain(|address, _| wanted.contains(address));
+        let untried: Vec<SocketAddr> =
+            wanted.into_iter().filter(|address| !self.trials.contains_key(address)).collect();
+        for some in untried.chunks(TRIALS) {
+            let trials: JoinSet<_> =
+                some.iter().map(|&address| async move { (address, net::translated(address).await) }).collect();
+            for (address, result) in trials.join_all().await {
+                match result {
+                    Ok(to) => drop(self.trials.insert(address, to)),
+                    // Not known is as good as not so, and asked again.
+                    Err(error) => log::warn!("finding out whether {address} is translated: {error:#}"),
+                }
+            }
         }
     }
 
@@ -271,9 +358,11 @@ impl KernelSide {
     }
 }
 
-/// The name of a rung, or of the one that is left.
-pub fn rung_name(rung: Option<Rung>) -> &'static str {
-    rung.map_or("proxy", Rung::name)
+/// Has a neighbour resolved and kept so.
+async fn resolve(link: u32, address: IpAddr) {
+    if let Err(error) = net::resolve(link, address).await {
+        log::warn!("{error:#}");
+    }
 }
 
 /// Takes programs and pins away.
@@ -284,42 +373,28 @@ pub fn unload(pins: &Pins, network: &Snapshot) -> Result<()> {
     pins.remove()
 }
 
-/// Why TC is better on a link than XDP, if it is.
-async fn slow_kind(link: &Link) -> Option<String> {
-    if let Some(kind @ ("veth" | "bridge" | "vlan" | "bond" | "vxlan" | "geneve" | "macvlan" | "ipvlan")) =
-        link.kind.as_deref()
-    {
-        return Some(format!("a {kind} device: packets are skbs here, which TC handles faster"));
+fn snat_ports(config: &Config) -> Result<Vec<u16>> {
+    let ports = desired::snat_ports(config, net::local_port_range()?, &net::reserved_ports()?);
+    if ports.is_empty() {
+        log::warn!(
+            "no SNAT port is left between 1024 and 29999 beside net.ipv4.ip_local_port_range and \
+             ip_local_reserved_ports: every connection goes to the proxy until datapath.snat_ports names a range"
+        );
     }
-    match net::xdp_features(link.index).await {
-        Ok(Some(features)) if !features.basic => {
-            return Some(match net::driver(&link.name) {
-                Ok(Some(driver)) => format!("the driver {driver} has no native XDP"),
-                _ => "the driver has no native XDP".into(),
-            });
-        }
-        _ => {}
-    }
-    match net::rx_vlan_offload(&link.name) {
-        Ok(true) => Some(format!(
-            "VLAN tags are taken off before XDP sees them; `ethtool -K {} rxvlan off` allows XDP",
-            link.name
-        )),
-        _ => None,
-    }
+    Ok(ports)
 }
 
-/// Interfaces whose driver sends what XDP redirects to them.
-async fn redirect_targets(network: &Snapshot) -> BTreeSet<u32> {
-    let mut targets = BTreeSet::new();
+/// Interfaces whose driver sends what XDP redirects to them, and whether also frames of several buffers.
+async fn redirect_targets(network: &Snapshot) -> BTreeMap<u32, bool> {
+    let mut targets = BTreeMap::new();
     for link in network.links.iter().filter(|link| link.ethernet && link.up) {
-        let sends = match net::xdp_features(link.index).await {
-            Ok(Some(features)) => features.ndo_xmit,
+        let (sends, several) = match net::xdp_features(link.index).await {
+            Ok(Some(features)) => (features.ndo_xmit, features.ndo_xmit_sg),
             // A kernel before 6.3 does not tell. A veth needs an XDP program at its far end, others mostly send.
-            _ => link.kind.is_none(),
+            _ => (link.kind.is_none(), false),
         };
         if sends {
-            targets.insert(link.index);
+            targets.insert(link.index, several);
         }
     }
     targets
@@ -334,43 +409,3 @@ fn flows_by_memory() -> Result<u32> {
         .context("no MemTotal in /proc/meminfo")?;
     Ok((kib * FLOWS_PER_GIB / (1 << 20)).clamp(64 << 10, 4 << 20) as u32)
 }
-
-/// Goes on with the indices of an earlier agent, since its flows refer to them.
-fn adopt(kernel: &Kernel, config: &Config, indices: &mut Indices, contents: &mut Contents) -> Result<()> {
-    for (index, backend) in kernel.backends() {
-        let known = config.clusters.iter().enumerate().find_map(|(cluster, of)| {
-            let endpoint = of.endpoints.iter().find(|endpoint| {
-                words(endpoint.address.ip()) == backend.address
-                    && endpoint.address.port().to_be() == backend.port
-                    && backend.cluster == cluster as u32
-            })?;
-            Some((cluster as u32, endpoint.address))
-        });
-        match known {
-            Some(name) => {
-                if backend.hop != 0 {
-                    indices.hops.adopt(Destination::Backend(name.1.ip()), backend.hop);
-                }
-                indices.backends.adopt(name, index);
-            }
-            // Its flows live on; no new ones come.
-            None => indices.backends.reserve(index),
-        }
-    }
-    kernel.read_served(contents)?;
-    for (&(address, bits), &hop) in &contents.routes4 {
-        let IpAddr::V4(address) = IpAddr::from(address) else { bail!("an IPv4 address is one") };
-        indices.hops.adopt(Destination::Clients(ipnet::Ipv4Net::new(address, bits)?.into()), hop);
-    }
-    for (&(address, bits), &hop) in &contents.routes6 {
-        let IpAddr::V6(address) = IpAddr::from(address) else { bail!("an IPv6 address is one") };
-        indices.hops.adopt(Destination::Clients(ipnet::Ipv6Net::new(address, bits)?.into()), hop);
-    }
-    for index in kernel.used_hops() {
-        indices.hops.reserve(index);
-    }
-    Ok(())
-}
-
-/// How long a start waits for the neighbours of backends to answer.
-pub const RESOLUTION: Duration = Duration::from_secs(2);

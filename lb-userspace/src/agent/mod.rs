@@ -1,40 +1,58 @@
 //! The agent: brings up proxy and kernel rungs, keeps both equal to the configuration and the node, and answers the
 //! command line.
 
+mod adopt;
 pub mod admin;
 mod drain;
+mod events;
+pub mod interfaces;
 pub mod kernel_side;
+mod membership;
+mod reload;
 pub mod status;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
 use crate::agent::admin::AdminSocket;
+use crate::agent::events::Events;
+use crate::agent::interfaces::rung_name;
 use crate::agent::kernel_side::{KernelSide, RESOLUTION};
+use crate::agent::reload::Reload;
 use crate::balancer::ClusterBalancer;
 use crate::config::{ConfigErrors, Loaded, Place};
 use crate::datapath::object::Pins;
 use crate::datapath::sweep::IdleTimeouts;
-use crate::desired::service_id;
+use crate::discovery::Discovery;
+use crate::endpoints::Endpoints;
 use crate::model::{Config, Mode};
-use crate::net::{self, Changes, Snapshot, Watch};
+use crate::net::{self, Changes, Finding, Snapshot, Watch};
 use crate::proxy::{Proxy, ProxyListener};
 
 /// How often next hops are vouched for and ended flows taken out.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How long a start waits for the first answers of discovery.
+const SETTLING: Duration = Duration::from_secs(3);
 
 /// Options of `headgate run`.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// The configuration file, for reloads.
+    pub config: PathBuf,
     /// Where the pins go.
     pub bpffs: PathBuf,
     /// Where the admin socket goes.
     pub run_dir: PathBuf,
+    /// Where the last good endpoints are kept over a restart.
+    pub state_dir: PathBuf,
+    /// Where the name servers stand.
+    pub resolv_conf: PathBuf,
     /// Overrides `datapath.mode`.
     pub mode: Option<Mode>,
     /// On SIGTERM, leave the kernel's flows to the next agent.
@@ -47,11 +65,18 @@ pub struct Agent {
     options: Options,
     started: Instant,
     network: Snapshot,
-    balancers: Vec<Arc<ClusterBalancer>>,
+    /// What about the node can hurt.
+    findings: Vec<Finding>,
+    discovery: Discovery,
+    endpoints: Endpoints,
+    events: Events,
+    /// By the name of their cluster.
+    balancers: BTreeMap<String, Arc<ClusterBalancer>>,
     proxy: Proxy,
     kernel: Option<KernelSide>,
     /// Why there is no kernel rung.
     no_kernel: Option<String>,
+    reloaded: Option<Reload>,
     draining: bool,
 }
 
@@ -64,38 +89,65 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
 
     // First, so that a second agent stops here, before it touches anything.
     let mut admin = AdminSocket::bind(&options.run_dir)?;
-    let config = loaded.config;
-    let balancers: Vec<_> = config.clusters.iter().map(|c| Arc::new(ClusterBalancer::new(c))).collect();
-    let proxy = Proxy::new();
-    proxy.apply(proxy_listeners(&config, &balancers))?;
-
+    let discovery = Discovery::new(options.resolv_conf.clone(), Some(options.state_dir.clone()));
     let mut agent = Agent {
-        config,
+        config: loaded.config,
         options,
         started: Instant::now(),
         network,
-        balancers,
-        proxy,
+        findings: Vec::new(),
+        discovery,
+        endpoints: Endpoints::default(),
+        events: Events::default(),
+        balancers: BTreeMap::new(),
+        proxy: Proxy::new(),
         kernel: None,
         no_kernel: None,
+        reloaded: None,
         draining: false,
     };
+    agent.find_endpoints().await;
+    agent.proxy.apply(proxy_listeners(&agent.config, &agent.balancers))?;
     agent.start_kernel().await?;
+    agent.look_at_host();
     log::info!("ready: {}", agent.summary());
     agent.serve(&mut watch, &mut admin).await?;
     agent.stop(&mut watch, admin).await
 }
 
 impl Agent {
+    /// The mode that a configuration asks for, unless the command line does.
+    fn mode_of(&self, config: &Config) -> Mode {
+        self.options.mode.unwrap_or(config.datapath.mode)
+    }
+
+    /// The first endpoints of all clusters. Waits for discovery, but not for ever: what comes later is not lost.
+    async fn find_endpoints(&mut self) {
+        self.discovery.apply(&self.config.clusters);
+        let deadline = tokio::time::Instant::now() + SETTLING;
+        while !self.discovery.settled() {
+            match timeout_at(deadline, self.discovery.changed()).await {
+                Ok(update) => self.note(&update),
+                Err(_late) => break,
+            }
+        }
+        for cluster in self.config.clusters.clone() {
+            self.set_endpoints(&cluster);
+        }
+    }
+
     /// Brings up the kernel rungs; where they cannot be had, the proxy goes on alone, unless they are forced.
     async fn start_kernel(&mut self) -> Result<()> {
-        let mode = self.options.mode.unwrap_or(self.config.datapath.mode);
+        let mode = self.mode_of(&self.config);
         if mode == Mode::Proxy {
             self.no_kernel = Some("the mode is proxy".into());
             return Ok(());
         }
         match self.try_kernel(mode).await {
-            Ok(kernel) => self.kernel = Some(kernel),
+            Ok(kernel) => {
+                self.kernel = Some(kernel);
+                self.no_kernel = None;
+            }
             Err(error) if mode == Mode::Auto => {
                 log::warn!("no kernel datapath, the proxy carries everything: {error:#}");
                 self.no_kernel = Some(format!("{error:#}"));
@@ -117,22 +169,17 @@ impl Agent {
     }
 
     async fn load_and_bring_up(&mut self, mode: Mode) -> Result<KernelSide> {
-        let mut kernel = KernelSide::load(&self.config, &self.options, mode)?;
-        self.bring_up(&mut kernel).await?;
-        Ok(kernel)
-    }
-
-    async fn bring_up(&mut self, kernel: &mut KernelSide) -> Result<()> {
-        kernel.reconcile(&self.config, &self.network).await?;
+        let mut kernel = KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints)?;
+        kernel.reconcile(&self.config, &self.endpoints, &self.network).await?;
         let deadline = Instant::now() + RESOLUTION;
         while !kernel.is_resolved() && Instant::now() < deadline {
             sleep(Duration::from_millis(20)).await;
             self.network.neighbours = net::neighbours().await?;
-            kernel.update_maps(&self.config, &self.network).await?;
+            kernel.update_maps(&self.config, &self.endpoints, &self.network).await?;
         }
         kernel.attach(&self.config, &self.network).await?;
         kernel.confirm();
-        Ok(())
+        Ok(kernel)
     }
 
     /// The main loop, until SIGTERM or SIGINT.
@@ -146,9 +193,10 @@ impl Agent {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => log::warn!("reloading on SIGHUP is not supported yet; restart with --leave-datapath"),
+                _ = hangup.recv() => self.reload().await,
                 changes = watch.changed() => self.follow(changes?).await,
-                _ = housekeeping.tick() => self.housekeep(),
+                update = self.discovery.changed() => self.discovered(update).await,
+                _ = housekeeping.tick() => self.housekeep().await,
                 Some(query) = admin.next() => query.answer(|question| self.answer(question)),
             }
         }
@@ -162,36 +210,61 @@ impl Agent {
     }
 
     async fn try_follow(&mut self, changes: Changes) -> Result<()> {
-        let topology = changes.links || changes.addresses || changes.routes;
-        if topology {
+        if changes.links || changes.addresses || changes.routes {
             self.network = net::snapshot().await?;
-        } else {
-            self.network.neighbours = net::neighbours().await?;
+            let result = self.apply_endpoints().await;
+            self.look_at_host();
+            return result;
         }
-        let Some(kernel) = &mut self.kernel else { return Ok(()) };
-        if topology {
-            kernel.reconcile(&self.config, &self.network).await?;
-            if !self.draining {
-                kernel.attach(&self.config, &self.network).await?;
-            }
-        } else {
-            kernel.update_maps(&self.config, &self.network).await?;
+        self.network.neighbours = net::neighbours().await?;
+        match &mut self.kernel {
+            Some(kernel) => kernel.update_maps(&self.config, &self.endpoints, &self.network).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    fn housekeep(&self) {
-        let idle = self.idle_timeouts();
-        let Some(kernel) = &self.kernel else { return };
-        kernel.confirm();
-        if let Err(error) = kernel.kernel.sweep(&idle) {
+    /// Says what about the node can hurt, each thing once.
+    fn look_at_host(&mut self) {
+        let links: Vec<_> = match &self.kernel {
+            Some(kernel) => {
+                let indices = kernel.interfaces.list().iter().map(|interface| interface.index);
+                indices.filter_map(|index| self.network.link_by_index(index)).cloned().collect()
+            }
+            None => self.network.candidate_interfaces().into_iter().cloned().collect(),
+        };
+        let findings = net::findings(&links);
+        for finding in findings.iter().filter(|finding| !self.findings.contains(finding)) {
+            log::warn!("{finding}");
+        }
+        self.findings = findings;
+    }
+
+    async fn housekeep(&mut self) {
+        if let Err(error) = self.try_housekeep().await {
             log::error!("taking ended flows out: {error:#}");
         }
     }
 
+    async fn try_housekeep(&mut self) -> Result<()> {
+        let idle = self.idle_timeouts();
+        let mut changed = false;
+        if let Some(kernel) = &mut self.kernel {
+            changed = kernel.housekeep(&idle, &self.endpoints, &self.network).await?;
+        }
+        changed |= self.forget_drained();
+        match &mut self.kernel {
+            Some(kernel) if changed => kernel.update_maps(&self.config, &self.endpoints, &self.network).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// By what stands for the listeners in the maps.
     fn idle_timeouts(&self) -> IdleTimeouts {
-        let listeners = self.config.listeners.iter().enumerate();
-        listeners.map(|(index, listener)| (service_id(index), listener.idle_timeout)).collect()
+        let Some(kernel) = &self.kernel else { return IdleTimeouts::new() };
+        let listeners = self.config.listeners.iter();
+        listeners
+            .filter_map(|listener| Some((kernel.service_id(&listener.name)?, listener.idle_timeout)))
+            .collect()
     }
 
     fn summary(&self) -> String {
@@ -199,8 +272,9 @@ impl Agent {
             (Some(kernel), _) => {
                 let rungs: Vec<String> = kernel
                     .interfaces
+                    .list()
                     .iter()
-                    .map(|interface| format!("{} {}", interface.name, kernel_side::rung_name(interface.rung)))
+                    .map(|interface| format!("{} {}", interface.name, rung_name(interface.rung)))
                     .collect();
                 format!("{}, proxy behind", rungs.join(", "))
             }
@@ -211,20 +285,17 @@ impl Agent {
 }
 
 /// What the proxy listens on.
-fn proxy_listeners(config: &Config, balancers: &[Arc<ClusterBalancer>]) -> Vec<ProxyListener> {
-    let of = |name: &str| {
-        let at = config.clusters.iter().position(|cluster| cluster.name == name)?;
-        Some(Arc::clone(&balancers[at]))
-    };
+fn proxy_listeners(config: &Config, balancers: &BTreeMap<String, Arc<ClusterBalancer>>) -> Vec<ProxyListener> {
     config
         .listeners
         .iter()
         .filter_map(|listener| {
+            let balancer: Arc<ClusterBalancer> = Arc::clone(balancers.get(&listener.cluster)?);
             Some(ProxyListener {
                 name: listener.name.clone(),
                 address: listener.address,
                 idle_timeout: listener.idle_timeout,
-                balancer: of(&listener.cluster)?,
+                balancer,
             })
         })
         .collect()

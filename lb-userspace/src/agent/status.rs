@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 
 use crate::agent::Agent;
 use crate::agent::admin::Question;
-use crate::agent::kernel_side::rung_name;
+use crate::agent::interfaces::rung_name;
+use crate::agent::membership::{DRAINING, HEALTHY};
 use crate::datapath::batch;
 use crate::datapath::kernel::monotonic_now;
 use crate::desired::served_addresses;
@@ -28,20 +29,19 @@ impl Agent {
     }
 
     fn status(&self) -> Result<Value> {
-        let interfaces: Vec<Value> = match &self.kernel {
-            Some(kernel) => kernel
-                .interfaces
-                .iter()
-                .map(|interface| {
-                    json!({
-                        "name": interface.name,
-                        "rung": rung_name(interface.rung),
-                        "why": interface.why,
-                    })
+        let kernel = self.kernel.as_ref();
+        let interfaces: Vec<Value> = kernel
+            .map(|kernel| kernel.interfaces.list())
+            .unwrap_or_default()
+            .iter()
+            .map(|interface| {
+                json!({
+                    "name": interface.name,
+                    "rung": rung_name(interface.rung),
+                    "why": interface.why,
                 })
-                .collect(),
-            None => Vec::new(),
-        };
+            })
+            .collect();
         let rung = self.fastest_rung();
         let listeners: Vec<Value> = self
             .config
@@ -55,6 +55,7 @@ impl Agent {
                     .collect();
                 json!({
                     "name": listener.name,
+                    "id": kernel.and_then(|kernel| kernel.service_id(&listener.name)),
                     "address": listener.address,
                     "cluster": listener.cluster,
                     "rung": rung_name(rung),
@@ -67,10 +68,14 @@ impl Agent {
             .clusters
             .iter()
             .map(|cluster| {
+                let active = self.endpoints.active(&cluster.name).count();
                 json!({
                     "name": cluster.name,
-                    "endpoints": cluster.endpoints.len(),
-                    "healthy": cluster.endpoints.len(),
+                    "id": kernel.and_then(|kernel| kernel.cluster_index(&cluster.name)),
+                    "endpoints": active,
+                    "healthy": active,
+                    "draining": self.endpoints.of(&cluster.name).count() - active,
+                    "discovery": self.discovery.status(&cluster.name),
                 })
             })
             .collect();
@@ -98,48 +103,54 @@ impl Agent {
             "mode": rung_name(rung),
             "why": self.no_kernel,
             "draining": self.draining,
+            "reload": self.reloaded.as_ref().map(|reload| {
+                json!({ "at": humantime::format_rfc3339_millis(reload.at).to_string(), "error": reload.error })
+            }),
+            "findings": self.findings,
             "interfaces": interfaces,
             "listeners": listeners,
             "clusters": clusters,
             "flows": flows,
             "reasons": reasons,
+            "events": self.events.iter().collect::<Vec<_>>(),
         }))
     }
 
     fn fastest_rung(&self) -> Option<Rung> {
-        let rungs = self.kernel.as_ref()?.interfaces.iter().filter_map(|interface| interface.rung);
+        let rungs = self.kernel.as_ref()?.interfaces.list().iter().filter_map(|interface| interface.rung);
         rungs.min_by_key(|rung| *rung as u32)
     }
 
     fn backends(&self) -> Result<Value> {
         let flows = self.flows(&FlowFilter::default())?;
         let mut rows = Vec::new();
-        for (index, (cluster, balancer)) in self.config.clusters.iter().zip(&self.balancers).enumerate() {
-            for (endpoint, proxied) in cluster.endpoints.iter().zip(balancer.backends()) {
-                let mut total = json!({ "xdp": 0, "tc": 0, "proxy": proxied.stats.connections() });
-                let mut why = None;
-                if let Some(kernel) = &self.kernel {
-                    if let Some(id) = kernel.backend_index(index as u32, endpoint.address) {
-                        let opened = kernel.kernel.opened(id)?;
-                        total["xdp"] = json!(opened.xdp);
-                        total["tc"] = json!(opened.tc);
-                    }
-                    why = kernel.proxy_only(endpoint.address.ip());
+        for (name, member) in self.endpoints.iter() {
+            let (cluster, address) = name;
+            let proxied = self.balancers.get(cluster).and_then(|balancer| balancer.backend(*address));
+            let connections = proxied.map_or(0, |backend| backend.stats.connections());
+            let mut total = json!({ "xdp": 0, "tc": 0, "proxy": connections });
+            let mut why = None;
+            if let Some(kernel) = &self.kernel {
+                if let Some(id) = kernel.backend_index(name) {
+                    let opened = kernel.kernel.opened(id)?;
+                    total["xdp"] = json!(opened.xdp);
+                    total["tc"] = json!(opened.tc);
                 }
-                let active = flows.iter().filter(|flow| flow.is_open_to(endpoint.address)).count();
-                let mut row = json!({
-                    "cluster": cluster.name,
-                    "address": endpoint.address,
-                    "state": "healthy",
-                    "weight": endpoint.weight,
-                    "active": active,
-                    "total": total,
-                });
-                if let Some(why) = why {
-                    row["proxy_only"] = json!(why);
-                }
-                rows.push(row);
+                why = kernel.proxy_only(*address, &self.network);
             }
+            let active = flows.iter().filter(|flow| flow.is_open_to(*address)).count();
+            let mut row = json!({
+                "cluster": cluster,
+                "address": address,
+                "state": if member.draining.is_some() { DRAINING } else { HEALTHY },
+                "weight": member.weight,
+                "active": active,
+                "total": total,
+            });
+            if let Some(why) = why {
+                row["proxy_only"] = json!(why);
+            }
+            rows.push(row);
         }
         Ok(Value::Array(rows))
     }

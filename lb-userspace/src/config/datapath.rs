@@ -12,21 +12,21 @@ const MAX_FLOWS: RangeInclusive<u32> = 1024..=4_194_304;
 /// The section as it was read; what was refused has its default.
 #[derive(Default)]
 pub(super) struct DatapathDraft {
-    mode: Mode,
+    pub(super) mode: Option<Located<Mode>>,
     pub(super) interfaces: Option<Vec<Located<String>>>,
     pub(super) snat_ports: Option<Located<RangeInclusive<u16>>>,
     snat_addresses: Option<Vec<Located<IpAddr>>>,
-    max_flows: Option<u32>,
+    pub(super) max_flows: Option<Located<u32>>,
 }
 
 impl DatapathDraft {
     pub(super) fn finish(self) -> DatapathConfig {
         DatapathConfig {
-            mode: self.mode,
+            mode: self.mode.map(|mode| mode.value).unwrap_or_default(),
             interfaces: self.interfaces.map(values),
             snat_ports: self.snat_ports.map(|range| range.value),
             snat_addresses: self.snat_addresses.map(values),
-            max_flows: self.max_flows,
+            max_flows: self.max_flows.map(|flows| flows.value),
         }
     }
 }
@@ -38,14 +38,15 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> DatapathDraft {
     // `auto` is the same as leaving the key out.
     let unless_auto = |name| fields.get(name).filter(|entry: &Entry<'_>| !entry.is_auto());
     DatapathDraft {
-        mode: fields.get("mode").and_then(|entry| entry.choice(&modes, &[], report)).unwrap_or_default(),
+        mode: fields.get("mode").and_then(|entry| Some(entry.at(entry.choice(&modes, &[], report)?))),
         interfaces: unless_auto("interfaces")
             .map(|entry| list(&entry, "interface", report, |item, report| item.interface_name(report))),
         snat_ports: unless_auto("snat_ports").and_then(|entry| Some(entry.at(entry.port_range(report)?))),
         snat_addresses: unless_auto("snat_addresses").map(|entry| {
             list(&entry, "address", report, |item, report| Some(item.at(item.source_address(report)?)))
         }),
-        max_flows: unless_auto("max_flows").and_then(|entry| entry.number("auto, or ", MAX_FLOWS, report)),
+        max_flows: unless_auto("max_flows")
+            .and_then(|entry| Some(entry.at(entry.number("auto, or ", MAX_FLOWS, report)?))),
     }
 }
 

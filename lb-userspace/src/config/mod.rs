@@ -1,14 +1,17 @@
 //! The native configuration: YAML text to [`Config`], or every error in it with its line, column and field.
 //!
 //! `docs/config.md` is the reference for users. The way of a file: `yaml` reads the text into a tree of
-//! values with places, `datapath`, `listener` and `cluster` each read one section of the tree (by means of
-//! `tree`, `scalar` and `address`), `cross` checks what spans sections. Nothing here asks the host:
-//! whether an interface exists or a port is free is for the caller, who reports it by [`Loaded::error_at`].
+//! values with places, `datapath`, `listener` and `cluster` (with `discovery` and `dns_name`) each read one
+//! section of the tree (by means of `tree`, `scalar` and `address`), `cross` checks what spans sections. Nothing
+//! here asks the host: whether an interface exists or a port is free is for the caller, who reports it by
+//! [`Loaded::error_at`].
 
 mod address;
 mod cluster;
 mod cross;
 mod datapath;
+mod discovery;
+mod dns_name;
 mod error;
 mod listener;
 mod places;

@@ -20,6 +20,8 @@ impl Place {
 pub struct Places {
     interfaces: Vec<(String, Place)>,
     snat_ports: Option<Place>,
+    mode: Option<Place>,
+    max_flows: Option<Place>,
     listeners: Vec<(String, Place)>,
 }
 
@@ -29,6 +31,8 @@ impl Places {
         Self {
             interfaces: interfaces.map(|name| (name.value.clone(), name.place)).collect(),
             snat_ports: datapath.snat_ports.as_ref().map(|range| range.place),
+            mode: datapath.mode.as_ref().map(|mode| mode.place),
+            max_flows: datapath.max_flows.as_ref().map(|flows| flows.place),
             listeners: listeners
                 .iter()
                 .filter_map(|listener| {
@@ -46,6 +50,16 @@ impl Places {
     /// Of the value of `datapath.snat_ports`; `None` if it is `auto` or left out.
     pub fn snat_ports(&self) -> Option<Place> {
         self.snat_ports
+    }
+
+    /// Of the value of `datapath.mode`; `None` if it is left out.
+    pub fn mode(&self) -> Option<Place> {
+        self.mode
+    }
+
+    /// Of the value of `datapath.max_flows`; `None` if it is `auto` or left out.
+    pub fn max_flows(&self) -> Option<Place> {
+        self.max_flows
     }
 
     /// Of the address of the listener of that name.

@@ -19,7 +19,7 @@ impl<'a> Entry<'a> {
     pub(super) fn text(&self, expected: &str, report: &mut Report) -> Option<&'a str> {
         match self.value() {
             Value::Text(text) => Some(text),
-            Value::Number(_) | Value::Bool => {
+            Value::Number(_) | Value::Bool(_) => {
                 self.refuse_type(&format!("{expected}, as text (in quotes)"), report);
                 None
             }
@@ -102,6 +102,14 @@ impl<'a> Entry<'a> {
             self.refuse(format!("{digits} is not accepted: {expected}"), report);
         }
         number
+    }
+
+    pub(super) fn boolean(&self, report: &mut Report) -> Option<bool> {
+        let Value::Bool(value) = self.value() else {
+            self.refuse_type("true or false", report);
+            return None;
+        };
+        Some(*value)
     }
 
     /// `max_connections`: this version knows only 0, no limit.

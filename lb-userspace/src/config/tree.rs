@@ -69,7 +69,7 @@ impl<'a> Entry<'a> {
     pub(super) fn refuse_type(&self, expected: &str, report: &mut Report) {
         let found = match self.value {
             Value::Null => "nothing",
-            Value::Bool => "a boolean",
+            Value::Bool(_) => "a boolean",
             Value::Number(_) => "a number",
             Value::Text(_) => "text",
             Value::List(_) => "a list",

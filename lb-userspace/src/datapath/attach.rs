@@ -10,19 +10,19 @@ use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
 };
 use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 
-use crate::datapath::object::{Pins, TC_PROGRAM, XDP_PROGRAM};
+use crate::datapath::object::{Pins, TC_L3_PROGRAM, TC_PROGRAM, tc_program, xdp_program};
 use crate::net::Link;
 
 /// Our place among the clsact filters of an interface (kernels before 6.6): first, and a handle that says whose.
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x4847);
 
-/// Attaches the XDP program in native mode, or puts it in the place of an earlier agent's.
-pub fn attach_xdp(ebpf: &mut Ebpf, pins: &Pins, link: &Link) -> Result<()> {
-    let program: &mut Xdp = ebpf.program_mut(XDP_PROGRAM).context("no XDP program")?.try_into()?;
+/// Attaches an XDP program in native mode, or puts it in the place of an earlier agent's.
+pub fn attach_xdp(ebpf: &mut Ebpf, pins: &Pins, link: &Link, program: &str) -> Result<()> {
+    let program = xdp_program(ebpf, program)?;
     let pin = xdp_pin(pins, link.index);
     if let Some(old) = pinned(&pin)?
         && let Ok(old) = XdpLink::try_from(old)
@@ -38,7 +38,7 @@ pub fn attach_xdp(ebpf: &mut Ebpf, pins: &Pins, link: &Link) -> Result<()> {
 
 /// Attaches the TC program at ingress: by TCX, or by clsact where the kernel has no TCX.
 pub fn attach_tc(ebpf: &mut Ebpf, pins: &Pins, link: &Link) -> Result<()> {
-    let program: &mut SchedClassifier = ebpf.program_mut(TC_PROGRAM).context("no TC program")?.try_into()?;
+    let program = tc_program(ebpf, if link.ethernet { TC_PROGRAM } else { TC_L3_PROGRAM })?;
     let pin = tc_pin(pins, link.index);
     if !has_tcx()? {
         return attach_clsact(program, link, &pin);
@@ -82,6 +82,11 @@ fn attach_clsact(program: &mut SchedClassifier, link: &Link, pin: &Path) -> Resu
 
 fn clsact_link(name: &str) -> Result<SchedClassifierLink> {
     Ok(SchedClassifierLink::attached(name, TcAttachType::Ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None)?)
+}
+
+/// Takes the XDP program off an interface, if it is on it; the TC program behind it goes on.
+pub fn detach_xdp(pins: &Pins, index: u32) -> Result<()> {
+    unpin(&xdp_pin(pins, index)).map(drop)
 }
 
 /// Takes this instance's programs off an interface, if they are on it. `name`: the interface's, if it is still there.

@@ -1,6 +1,6 @@
 //! The maps of a loaded datapath, and what the agent does with them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use lb_common::{Reason, Rung, V4, V6};
 
 use crate::datapath::contents::{Contents, Prefix, Step};
 use crate::datapath::mapped::Mapped;
+use crate::datapath::object::{Loaded, Rejected};
 use crate::datapath::slots::SlotSpace;
 
 /// The maps of one address family.
@@ -47,11 +48,12 @@ pub struct Kernel {
     reasons: PerCpuArray<MapData, u64>,
     devices: DevMapHash<MapData>,
     cursors: PerCpuArray<MapData, u32>,
+    rejected: Vec<Rejected>,
 }
 
 impl Kernel {
     /// Takes the maps out of a loaded object.
-    pub fn new(mut ebpf: Ebpf) -> Result<Self> {
+    pub fn new(Loaded { mut ebpf, rejected }: Loaded) -> Result<Self> {
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
         let v4 = family(&mut take, [names::FLOWS4, names::HALF4, names::SERVICES4, names::ROUTES4], 0)?;
@@ -76,7 +78,18 @@ impl Kernel {
             devices: DevMapHash::try_from(take(names::DEVICES)?)?,
             cursors: PerCpuArray::try_from(take(names::CURSORS)?)?,
             ebpf,
+            rejected,
         })
+    }
+
+    /// Whether the kernel does not take a program.
+    pub fn rejected(&self, program: &str) -> Option<&Rejected> {
+        self.rejected.iter().find(|rejected| rejected.program == program)
+    }
+
+    /// The programs that the kernel does not take.
+    pub fn all_rejected(&self) -> &[Rejected] {
+        &self.rejected
     }
 
     /// Carries out one step of a plan.
@@ -178,11 +191,14 @@ impl Kernel {
     }
 
     /// Next hops in use, by index: what an earlier agent left.
-    pub fn used_hops(&self) -> Vec<u32> {
-        (1..self.hops.len()).filter(|&index| self.hops.get(index).flags & hop::USED != 0).collect()
+    pub fn used_hops(&self) -> BTreeMap<u32, NextHop> {
+        (1..self.hops.len())
+            .map(|index| (index, self.hops.get(index)))
+            .filter(|(_, hop)| hop.flags & hop::USED != 0)
+            .collect()
     }
 
-    /// Reads services and routes, which an earlier agent may have left.
+    /// Reads services, routes and slot windows, which an earlier agent may have left.
     pub fn read_served(&self, contents: &mut Contents) -> Result<()> {
         contents.services4 = self.v4.services.iter().collect::<Result<_, _>>()?;
         contents.services6 = self.v6.services.iter().collect::<Result<_, _>>()?;
@@ -194,7 +210,21 @@ impl Kernel {
             let (key, hop) = entry?;
             contents.routes6.insert((key.data(), key.prefix_len() as u8), hop);
         }
+        for index in 0..self.clusters.len() {
+            let window = self.clusters.get(index);
+            if window.count > 0 {
+                let slots = window.first..window.first.saturating_add(window.count).min(self.slots.len());
+                contents.slots.insert(index, slots.map(|slot| self.slots.get(slot)).collect());
+            }
+        }
         Ok(())
+    }
+
+    /// The SNAT addresses that backends refer to, which an earlier agent may have left: up to the last that is in use.
+    pub fn read_snat_addresses(&self) -> Result<Vec<[u32; 4]>> {
+        let last = self.backends().values().map(|backend| backend.snat_first + backend.snat_count).max();
+        let count = last.unwrap_or(0).min(MAX_SNAT_ADDRESSES);
+        (0..count).map(|index| Ok(self.snat_addresses.get(&index, 0)?)).collect()
     }
 
     /// Flows opened to a backend since the maps were made.

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::MapData;
-use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::SCHEMA_VERSION;
 use lb_common::tables::{flow_entries, names};
@@ -14,8 +14,12 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hea
 
 /// The program for XDP.
 pub const XDP_PROGRAM: &str = "headgate_xdp";
+/// The same for interfaces whose MTU needs frames of several buffers (Linux 5.18).
+pub const XDP_FRAGS_PROGRAM: &str = "headgate_xdp_frags";
 /// The program for TC.
 pub const TC_PROGRAM: &str = "headgate_tc";
+/// The same for devices without an Ethernet header.
+pub const TC_L3_PROGRAM: &str = "headgate_tc_l3";
 
 /// Maps that outlive the agent.
 const PINNED: &[&str] = &[
@@ -100,11 +104,33 @@ impl Pins {
     }
 }
 
-/// Loads both programs, with maps for `max_flows` flows of each family. With `pins`, maps that are pinned there are
-/// taken over and new ones are pinned.
-pub fn load(max_flows: u32, pins: Option<&Pins>) -> Result<Ebpf> {
+/// Lines of the verifier's output that are shown where it rejects a program: the last ones say why.
+const VERIFIER_LINES: usize = 12;
+
+/// A loaded object.
+pub struct Loaded {
+    /// Maps and programs.
+    pub ebpf: Ebpf,
+    /// Programs that the kernel does not take, and why.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A program that the kernel does not take.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    /// Its name.
+    pub program: &'static str,
+    /// With the last lines of the verifier.
+    pub why: String,
+}
+
+/// Loads the programs, with maps for `max_flows` flows of each family. With `pins`, maps that are pinned there are
+/// taken over and new ones are pinned. The TC program has to load; what is done without the others is the caller's
+/// affair.
+pub fn load(max_flows: u32, pins: Option<&Pins>) -> Result<Loaded> {
     let mut loader = EbpfLoader::new();
-    loader.verifier_log_level(VerifierLogLevel::STATS);
+    // Asked for only once the verifier has said no.
+    loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
     for name in [names::FLOWS4, names::FLOWS6] {
         loader.map_max_entries(name, flow_entries(max_flows));
     }
@@ -118,12 +144,45 @@ pub fn load(max_flows: u32, pins: Option<&Pins>) -> Result<Ebpf> {
         }
     }
     let mut ebpf = loader.load(OBJECT).context("loading the BPF object")?;
-    let xdp: &mut Xdp = ebpf.program_mut(XDP_PROGRAM).context("the object has no XDP program")?.try_into()?;
-    xdp.load().context("the kernel does not take the XDP program")?;
-    let tc: &mut SchedClassifier =
-        ebpf.program_mut(TC_PROGRAM).context("the object has no TC program")?.try_into()?;
-    tc.load().context("the kernel does not take the TC program")?;
-    Ok(ebpf)
+    tc_program(&mut ebpf, TC_PROGRAM)?
+        .load()
+        .map_err(|error| anyhow!(explain_load(error)))
+        .context("the kernel does not take the TC program")?;
+    let mut rejected = Vec::new();
+    let mut note = |program, result: Result<(), ProgramError>| {
+        if let Err(error) = result {
+            rejected.push(Rejected { program, why: explain_load(error) });
+        }
+    };
+    note(TC_L3_PROGRAM, tc_program(&mut ebpf, TC_L3_PROGRAM)?.load());
+    for name in [XDP_PROGRAM, XDP_FRAGS_PROGRAM] {
+        note(name, xdp_program(&mut ebpf, name)?.load());
+    }
+    Ok(Loaded { ebpf, rejected })
+}
+
+/// A TC program of the object.
+pub fn tc_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+/// An XDP program of the object.
+pub fn xdp_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+/// Why a program was not taken; of the verifier's output the end alone, which is where the reason stands.
+fn explain_load(error: ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return error.to_string() };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = &lines[lines.len().saturating_sub(VERIFIER_LINES)..];
+    if last.is_empty() {
+        return io_error.to_string();
+    }
+    format!("{io_error}; the verifier's last lines:\n  {}", last.join("\n  "))
 }
 
 /// Flows that the pinned maps hold, if there are any: an agent that takes them over cannot change it.

@@ -1,14 +1,17 @@
-//! Flows that have ended are taken out of the maps here; the programs only mark them.
+//! Flows that have ended are taken out of the maps here; the programs only mark them. The same pass over the maps
+//! tells what the flows refer to, so that what nobody wants any more is kept for as long as one of them needs it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
 use aya::Pod;
 use aya::maps::{HashMap as BpfHashMap, MapData};
+use lb_common::flow::flags;
 use lb_common::tcp::lifetime;
-use lb_common::{Address, Flow, Key};
+use lb_common::{Address, Flow, Key, V4, V6};
 
 use crate::datapath::batch;
 use crate::datapath::kernel::{FamilyMaps, Kernel, monotonic_now};
@@ -19,19 +22,99 @@ const HALF_OPEN: u64 = 60_000_000_000;
 /// Idle timeouts by service id; `None`: never.
 pub type IdleTimeouts = HashMap<u32, Option<Duration>>;
 
+/// What the entries of the flow maps referred to during one sweep.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    /// By backend index: entries of any kind, also of flows that are closing.
+    backends: Vec<u32>,
+    /// By next-hop index.
+    hops: Vec<bool>,
+    /// Service ids.
+    services: BTreeSet<u32>,
+    /// Next hops of [`Moved`] that a flow cannot go by as it is.
+    astray: BTreeSet<u32>,
+}
+
+/// Next hops whose route has moved, and where clients are now.
+pub struct Moved<'a> {
+    /// The next hops, and since when, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub hops: &'a BTreeMap<u32, u64>,
+    /// The next hop to a client.
+    pub route: &'a dyn Fn(IpAddr) -> Option<u32>,
+}
+
+impl Usage {
+    /// Whether an entry refers to this backend.
+    pub fn has_backend(&self, index: u32) -> bool {
+        self.backends.get(index as usize).is_some_and(|&count| count > 0)
+    }
+
+    /// Whether an entry refers to this next hop.
+    pub fn has_hop(&self, index: u32) -> bool {
+        self.hops.get(index as usize).is_some_and(|&used| used)
+    }
+
+    /// Whether an entry refers to this service id.
+    pub fn has_service(&self, id: u32) -> bool {
+        self.services.contains(&id)
+    }
+
+    /// Whether a flow of this moved next hop leaves by another one, or has learned a MAC address before it moved.
+    pub fn is_astray(&self, hop: u32) -> bool {
+        self.astray.contains(&hop)
+    }
+
+    fn add<A: Address + Into<IpAddr>>(&mut self, flow: &Flow<A>, moved: &Moved<'_>) {
+        // A tombstone refers to nothing.
+        if flow.is_tombstone() {
+            return;
+        }
+        count(&mut self.backends, flow.backend);
+        mark(&mut self.hops, flow.hop);
+        self.services.insert(flow.service);
+        if flow.is_forward() {
+            return;
+        }
+        if let Some(&since) = moved.hops.get(&flow.hop) {
+            let learned_before = flow.flags & flags::LEARNED != 0 && flow.generation < since;
+            if learned_before || (moved.route)(flow.out.destination.into()) != Some(flow.hop) {
+                self.astray.insert(flow.hop);
+            }
+        }
+    }
+}
+
+fn count(counts: &mut Vec<u32>, index: u32) {
+    let index = index as usize;
+    if counts.len() <= index {
+        counts.resize(index + 1, 0);
+    }
+    counts[index] += 1;
+}
+
+fn mark(marks: &mut Vec<bool>, index: u32) {
+    let index = index as usize;
+    if marks.len() <= index {
+        marks.resize(index + 1, false);
+    }
+    marks[index] = true;
+}
+
 impl Kernel {
-    /// Takes out what has ended; flows that remain, of both families.
-    pub fn sweep(&self, idle: &IdleTimeouts) -> Result<u64> {
+    /// Takes out what has ended, and tells what the flow maps referred to.
+    pub fn sweep(&self, idle: &IdleTimeouts, moved: &Moved<'_>) -> Result<Usage> {
         let now = monotonic_now();
-        let closed4 = sweep_flows(&self.v4, idle, now)?;
-        let closed6 = sweep_flows(&self.v6, idle, now)?;
+        let mut usage = Usage::default();
+        // Half-open flows first: one that is promoted meanwhile is then seen in one of the maps at least.
+        sweep_half_open::<V4>(&self.v4, now, moved, &mut usage)?;
+        sweep_half_open::<V6>(&self.v6, now, moved, &mut usage)?;
+        let closed4 = sweep_flows::<V4>(&self.v4, idle, now, moved, &mut usage)?;
+        let closed6 = sweep_flows::<V6>(&self.v6, idle, now, moved, &mut usage)?;
         for (index, closed) in [(self.v4.index, closed4), (self.v6.index, closed6)] {
             // The second word of `Live`; the agent alone writes it.
             self.live.word(index, 1).fetch_add(closed, Ordering::Relaxed);
         }
-        sweep_half_open(&self.v4, now)?;
-        sweep_half_open(&self.v6, now)?;
-        Ok(self.live_flows(self.v4.index) + self.live_flows(self.v6.index))
+        Ok(usage)
     }
 }
 
@@ -47,13 +130,20 @@ fn has_ended<A: Address>(flow: &Flow<A>, last_seen: u64, idle: &IdleTimeouts, no
 }
 
 /// How many flows ended. A flow counts by its reverse entry, which outlives the forward one.
-fn sweep_flows<A: Address + Pod>(maps: &FamilyMaps<A>, idle: &IdleTimeouts, now: u64) -> Result<u64>
+fn sweep_flows<A: Address + Pod + Into<IpAddr>>(
+    maps: &FamilyMaps<A>,
+    idle: &IdleTimeouts,
+    now: u64,
+    moved: &Moved<'_>,
+    usage: &mut Usage,
+) -> Result<u64>
 where
     Key<A>: Pod,
     Flow<A>: Pod,
 {
     let mut candidates = Vec::new();
     batch::for_each::<Key<A>, Flow<A>>(&maps.flows, |key, flow| {
+        usage.add(flow, moved);
         if has_ended(flow, flow.last_seen, idle, now) {
             candidates.push((*key, *flow));
         }
@@ -85,13 +175,19 @@ where
     Ok(closed)
 }
 
-fn sweep_half_open<A: Address + Pod>(maps: &FamilyMaps<A>, now: u64) -> Result<()>
+fn sweep_half_open<A: Address + Pod + Into<IpAddr>>(
+    maps: &FamilyMaps<A>,
+    now: u64,
+    moved: &Moved<'_>,
+    usage: &mut Usage,
+) -> Result<()>
 where
     Key<A>: Pod,
     Flow<A>: Pod,
 {
     let mut candidates = Vec::new();
     batch::for_each::<Key<A>, Flow<A>>(&maps.half_open, |key, flow| {
+        usage.add(flow, moved);
         if now.saturating_sub(flow.last_seen) > HALF_OPEN {
             candidates.push((*key, flow.generation));
         }

@@ -70,7 +70,7 @@ pub struct Names<'n> {
 pub struct Explanation {
     /// What happens and why, in order, for people.
     pub steps: Vec<String>,
-    /// `forwarded`, `passed` or `dropped`.
+    /// `forwarded`, `passed`, `answered` (by an ICMP error) or `dropped`.
     pub verdict: &'static str,
     /// Name of the reason, as in `maps dump reasons`.
     pub reason: &'static str,

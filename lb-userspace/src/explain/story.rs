@@ -93,12 +93,12 @@ where
     /// One rung's decision.
     fn run(&mut self, rung: Rung, segment: &Segment<A>) -> Reason {
         let overlay = Overlay::new(self.source, self.question.now);
-        let env = Env { rung, ingress: self.question.ingress.unwrap_or(0), now: self.question.now };
+        let env = Env::new(rung, self.question.ingress.unwrap_or(0), self.question.now);
         let verdict = decide(&env, segment, &overlay);
         let steps = overlay.take_steps();
         let sent = match verdict.action {
             Action::Forward(flow, output) => Some((*flow.get(), output)),
-            Action::Pass | Action::Drop => None,
+            Action::Answer | Action::Pass | Action::Drop => None,
         };
         // What TC finds after XDP's hand-over is what XDP found.
         if rung == self.question.first || verdict.reason == Reason::TO_TC {
@@ -157,6 +157,11 @@ where
             Step::HopToBackend(0) => self.say("There is no known way to that backend."),
             Step::HopToBackend(hop) => self.tell_hop("To the backend", hop),
             Step::HopToClient(hop) => self.tell_hop("Back to the client", hop),
+            Step::Rerouted(0) => {
+                self.say("The route that the flow was opened with has moved, and there is no other.");
+            }
+            Step::Rerouted(hop) => self
+                .tell_hop("The route that the flow was opened with has moved. Back to the client now", hop),
             Step::Port(port, tries) => {
                 let port = u16::from_be(port);
                 let source = match sent {

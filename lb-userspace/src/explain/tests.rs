@@ -126,6 +126,40 @@ fn what_xdp_cannot_do_comes_to_tc() {
 }
 
 #[test]
+fn a_route_that_moved_under_an_open_flow() {
+    let mut tables = tables();
+    let back = established_flow(&tables, NOW);
+    // The clients are behind a router on the backends' side now.
+    let index = tables.next_hops.len() as u32;
+    tables.next_hops.push(tables.next_hops[2]);
+    tables.next_hops[1].flags |= hop::RELOOKUP;
+    tables.v4.routes.iter_mut().for_each(|(.., hop)| *hop = index);
+    let socket = |address: V4, port: u16| crate::flows::socket(address, port).to_string();
+    let (from, to) = (socket(back.source, back.source_port), socket(back.destination, back.destination_port));
+    let answer = ask(&tables, Rung::Tc, &from, &to, NOW);
+    assert_says(&answer, &["The route that the flow was opened with has moved", "next hop 3", "lb1"]);
+    assert_eq!((answer.reason, answer.leaves_by.as_deref()), ("reverse", Some("lb1")));
+    tables.v4.routes.clear();
+    let answer = ask(&tables, Rung::Tc, &from, &to, NOW);
+    assert_says(&answer, &["has moved, and there is no other"]);
+    assert_eq!((answer.verdict, answer.reason), ("dropped", "hop_gone"));
+}
+
+/// Where even a bare ACK is too big.
+#[test]
+fn what_is_too_big_is_answered() {
+    let mut tables = tables();
+    established_flow(&tables, NOW);
+    tables.next_hops.iter_mut().for_each(|hop| hop.mtu = 39);
+    let answer = ask(&tables, Rung::Tc, CLIENT, VIP, NOW);
+    assert_says(&answer, &["Verdict: too_big, answered by tc", "its sender is told"]);
+    assert_eq!(answer.verdict, "answered");
+    let answer = ask(&tables, Rung::Xdp, CLIENT, VIP, NOW);
+    assert_says(&answer, &["xdp:", "hands the packet"]);
+    assert_eq!((answer.verdict, answer.rung), ("answered", Some("tc")));
+}
+
+#[test]
 fn both_sides_of_an_open_flow() {
     let tables = tables();
     let back = established_flow(&tables, NOW);

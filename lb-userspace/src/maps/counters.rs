@@ -50,6 +50,7 @@ pub(crate) fn fate_name(fate: Fate) -> &'static str {
         Fate::Forwarded => "forwarded",
         Fate::Passed => "passed",
         Fate::HandedOver => "handed_over",
+        Fate::Answered => "answered",
         Fate::Dropped => "dropped",
     }
 }

@@ -84,7 +84,14 @@ pub(super) fn next_hops(context: &Context<'_>, json: bool) -> Result<String> {
 }
 
 fn flag_names(next_hop: &NextHop) -> Vec<&'static str> {
-    let names = [(hop::RESOLVED, "resolved"), (hop::ON_LINK, "on_link"), (hop::XDP, "xdp")];
+    let names = [
+        (hop::RESOLVED, "resolved"),
+        (hop::ON_LINK, "on_link"),
+        (hop::XDP, "xdp"),
+        (hop::XDP_SG, "xdp_sg"),
+        (hop::L3, "l3"),
+        (hop::RELOOKUP, "relookup"),
+    ];
     names.iter().filter(|(bit, _)| next_hop.flags & bit != 0).map(|(_, name)| *name).collect()
 }
 
@@ -105,11 +112,16 @@ pub(crate) fn describe(next_hop: &NextHop, now: u64, device: &dyn Fn(u32) -> Str
         words.push(format!("MAC {}", mac(next_hop.mac)));
     }
     words.push(format!("MTU {}", next_hop.mtu));
-    words.push(match (next_hop.flags & hop::RESOLVED != 0, next_hop.flags & hop::ON_LINK != 0) {
-        (true, _) => "resolved".to_owned(),
-        (false, true) => "the destination itself is on the link".to_owned(),
-        (false, false) => "its MAC address is not known".to_owned(),
+    let has = |flag| next_hop.flags & flag != 0;
+    words.push(match (has(hop::L3), has(hop::RESOLVED), has(hop::ON_LINK)) {
+        (true, ..) => "no Ethernet header, hence no neighbour".to_owned(),
+        (false, true, _) => "resolved".to_owned(),
+        (false, false, true) => "the destination itself is on the link".to_owned(),
+        (false, false, false) => "its MAC address is not known".to_owned(),
     });
+    if has(hop::RELOOKUP) {
+        words.push("its route has moved, so each packet's is looked up again".to_owned());
+    }
     if !next_hop.is_confirmed(now) {
         words.push(format!(
             "not confirmed by an agent for {} (after {} the kernel's neighbour table is used instead)",

@@ -13,8 +13,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState as Nud,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType,
-    RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+    RouteNextHopFlags, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -116,7 +116,9 @@ pub(super) fn route(message: RouteNetlinkMessage) -> Option<Route> {
     // Kernels that do not know a filter of the dump send everything; IPv6 lists cached routes too.
     if table(&header, &attributes) != u32::from(RouteHeader::RT_TABLE_MAIN)
         || header.kind != RouteType::Unicast
-        || header.flags.contains(netlink_packet_route::route::RouteFlags::Cloned)
+        || header.flags.contains(RouteFlags::Cloned)
+        // Of the only next hop; those of a list have their own.
+        || header.flags.intersects(RouteFlags::Dead | RouteFlags::Linkdown)
     {
         return None;
     }
@@ -130,6 +132,7 @@ pub(super) fn route(message: RouteNetlinkMessage) -> Option<Route> {
     let mut link = None;
     let mut preferred_source = None;
     let mut metric = 0;
+    let mut mtu = None;
     let mut hops = Vec::new();
     for attribute in attributes {
         match attribute {
@@ -137,18 +140,18 @@ pub(super) fn route(message: RouteNetlinkMessage) -> Option<Route> {
             RouteAttribute::PrefSource(address) => preferred_source = ip(&address),
             RouteAttribute::Priority(priority) => metric = priority,
             RouteAttribute::Oif(index) => link = Some(index),
+            RouteAttribute::Metrics(metrics) => mtu = self::mtu(&metrics),
             RouteAttribute::MultiPath(list) => hops = list,
             other => gateway = via(&other).or(gateway),
         }
     }
-    // Of several next hops the first live one stands for the route: which of them a flow takes is the
-    // kernel's choice, that `route_to` asks for.
-    if let Some(hop) = hops.iter().find(|hop| is_live(hop)).or_else(|| hops.first()) {
+    if let Some(hop) = hops.iter().find(|hop| is_live(hop)) {
         link = Some(hop.interface_index);
         gateway = hop.attributes.iter().find_map(via);
     }
     let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
-    Some(Route { destination, gateway, link: link?, preferred_source, metric })
+    // There is no link if all next hops are dead, or the route names a next hop object and shows nothing of it.
+    Some(Route { destination, gateway, link: link?, preferred_source, metric, mtu })
 }
 
 fn table(header: &RouteHeader, attributes: &[RouteAttribute]) -> u32 {
@@ -161,6 +164,14 @@ fn table(header: &RouteHeader, attributes: &[RouteAttribute]) -> u32 {
 
 fn is_live(hop: &RouteNextHop) -> bool {
     !hop.flags.intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown)
+}
+
+/// The path MTU among a route's metrics.
+pub(super) fn mtu(metrics: &[RouteMetric]) -> Option<u32> {
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
 }
 
 /// The gateway that an attribute names.
@@ -289,21 +300,42 @@ mod tests {
         hop
     }
 
-    #[test]
-    fn the_first_live_next_hop_stands_for_a_multipath_route() {
+    fn decoded_route(flags: RouteFlags, attributes: Vec<RouteAttribute>) -> Option<Route> {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.kind = RouteType::Unicast;
-        message.attributes.push(RouteAttribute::MultiPath(vec![
-            hop(2, RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown, "fe80::2"),
-            hop(3, RouteNextHopFlags::empty(), "fe80::3"),
-            hop(4, RouteNextHopFlags::empty(), "fe80::4"),
-        ]));
-        let decoded = route(RouteNetlinkMessage::NewRoute(message)).unwrap();
+        message.header.flags = flags;
+        message.attributes = attributes;
+        route(RouteNetlinkMessage::NewRoute(message))
+    }
+
+    #[test]
+    fn the_first_live_next_hop_stands_for_a_multipath_route() {
+        let decoded = decoded_route(
+            RouteFlags::empty(),
+            vec![RouteAttribute::MultiPath(vec![
+                hop(2, RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown, "fe80::2"),
+                hop(3, RouteNextHopFlags::empty(), "fe80::3"),
+                hop(4, RouteNextHopFlags::empty(), "fe80::4"),
+            ])],
+        )
+        .unwrap();
         assert_eq!(decoded.link, 3);
         assert_eq!(decoded.gateway, Some("fe80::3".parse().unwrap()));
         assert_eq!(decoded.destination, "0.0.0.0/0".parse().unwrap());
+    }
+
+    #[test]
+    fn a_route_without_a_live_next_hop_is_left_out() {
+        let one = |flags| decoded_route(flags, vec![RouteAttribute::Oif(2)]);
+        assert!(one(RouteFlags::empty()).is_some());
+        assert_eq!(one(RouteFlags::Linkdown), None);
+        assert_eq!(one(RouteFlags::Dead | RouteFlags::Linkdown), None);
+        let hops =
+            vec![hop(2, RouteNextHopFlags::Dead, "fe80::2"), hop(3, RouteNextHopFlags::Linkdown, "fe80::3")];
+        assert_eq!(decoded_route(RouteFlags::empty(), vec![RouteAttribute::MultiPath(hops)]), None);
+        assert_eq!(decoded_route(RouteFlags::empty(), vec![RouteAttribute::NhId(7)]), None);
     }
 
     #[test]

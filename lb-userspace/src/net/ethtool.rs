@@ -1,6 +1,6 @@
-//! Two questions to a device's driver, by the `SIOCETHTOOL` ioctl (`<linux/ethtool.h>`).
+//! Questions to a device's driver, by the `SIOCETHTOOL` ioctl (`<linux/ethtool.h>`).
 //!
-//! Sysfs would answer the second too, but shows the devices of the namespace it was mounted in.
+//! Sysfs would name the driver too, but shows the devices of the namespace it was mounted in.
 
 use std::io;
 use std::mem;
@@ -12,12 +12,22 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+const ETH_FLAG_LRO: u32 = 1 << 15;
 
 /// Whether the device takes the outer VLAN tag out of received frames, where an XDP program cannot see it.
 pub fn rx_vlan_offload(name: &str) -> Result<bool> {
+    has_flag(name, ETH_FLAG_RXVLAN)
+}
+
+/// Whether the device merges received segments into packets that cannot be sent on (LRO, unlike GRO).
+pub(super) fn large_receive_offload(name: &str) -> Result<bool> {
+    has_flag(name, ETH_FLAG_LRO)
+}
+
+fn has_flag(name: &str, flag: u32) -> Result<bool> {
     let mut value = EthtoolValue { cmd: ETHTOOL_GFLAGS, data: 0 };
     match ethtool(name, &mut value) {
-        Ok(()) => Ok(value.data & ETH_FLAG_RXVLAN != 0),
+        Ok(()) => Ok(value.data & flag != 0),
         // A device without ethtool operations has no offloads to switch.
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
         Err(error) => Err(error).with_context(|| format!("cannot read the offloads of {name} (ethtool -k)")),

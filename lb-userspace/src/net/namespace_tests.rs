@@ -13,6 +13,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::*;
 
+mod findings;
+mod follow;
+mod translated;
+
 /// How long something the kernel does by itself may take before a test gives up; none waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -47,14 +51,9 @@ impl Pair {
 
     /// Runs a future on a thread of its own inside the node's namespace.
     fn run<F: Future<Output = ()>>(&self, test: impl FnOnce() -> F + Send) {
-        thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                let namespace = File::open(format!("/run/netns/{}", self.node)).unwrap();
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(test());
-            });
-            inside.join().unwrap();
+        inside(&self.node, || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(test());
         });
     }
 }
@@ -66,6 +65,18 @@ impl Drop for Pair {
             let _ = Command::new("ip").args(["netns", "delete", namespace]).output();
         }
     }
+}
+
+/// Runs a function on a thread of its own inside a namespace.
+fn inside<T: Send>(namespace: &str, function: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            function()
+        });
+        thread.join().unwrap()
+    })
 }
 
 fn ip(arguments: &str) {
@@ -111,7 +122,7 @@ fn snapshot_shows_the_namespace() {
     pair.ip("link set v0 master br0");
     pair.ip("tuntap add mode tun name tun0");
     pair.ip("route add default via 192.0.2.2 metric 50");
-    pair.ip("route add 198.51.100.0/24 via 192.0.2.2 src 192.0.2.1");
+    pair.ip("route add 198.51.100.0/24 via 192.0.2.2 src 192.0.2.1 mtu 1300");
     pair.ip("route add 203.0.113.0/24 via inet6 2001:db8::2 dev node0");
     pair.ip("route add blackhole 10.66.0.0/16");
     pair.ip("route add 10.77.0.0/16 via 192.0.2.2 table 77");
@@ -146,7 +157,9 @@ fn snapshot_shows_the_namespace() {
             (default.gateway, default.link, default.metric),
             (Some(addr("192.0.2.2")), link.index, 50)
         );
-        assert_eq!(route("198.51.100.0/24").unwrap().preferred_source, Some(addr("192.0.2.1")));
+        assert_eq!(default.mtu, None);
+        let narrow = route("198.51.100.0/24").unwrap();
+        assert_eq!((narrow.preferred_source, narrow.mtu), (Some(addr("192.0.2.1")), Some(1300)));
         assert_eq!(route("203.0.113.0/24").unwrap().gateway, Some(addr("2001:db8::2")));
         assert_eq!(route("192.0.2.0/24").unwrap().gateway, None);
         assert_eq!(route("2001:db8:9::/48").unwrap().link, link.index);
@@ -349,6 +362,7 @@ fn a_veth_tells_what_it_can() {
         }
         assert!(xdp_features(9999).await.is_err());
         assert_eq!(driver("node0").unwrap().as_deref(), Some("veth"));
+        assert!(!ethtool::large_receive_offload("node0").unwrap());
         assert!(rx_vlan_offload("node0").unwrap());
         assert!(!rx_vlan_offload("lo").unwrap());
     });

@@ -40,14 +40,28 @@ pub enum Resolution {
 
 /// Has the kernel resolve a neighbour and keep it so. Not for links without link layer addresses.
 ///
-/// A repetition changes nothing. The kernel forgets it when the link goes down, so ask again after a change of
-/// links; [`unmanage`] takes it back. The answer does not wait for the resolution: that is a change of
+/// A repetition changes nothing, except that a neighbour that has failed is asked for again at once (the kernel
+/// does so every 5 s). The kernel forgets it when the link goes down, so ask again after a change of links;
+/// [`unmanage`] takes it back. The answer does not wait for the resolution: that is a change of
 /// neighbours for [`watch`](fn@super::watch).
 pub async fn resolve(link: u32, address: IpAddr) -> Result<Resolution> {
     try_resolve(link, address).await.with_context(|| {
         format!(
             "cannot have the kernel resolve {address} on link {link} through netlink (needs CAP_NET_ADMIN)"
         )
+    })
+}
+
+/// Has the kernel ask a neighbour that was resolved by [`resolve`] whether it is still there; nothing happens to
+/// entries of others, and to one that is being asked already.
+///
+/// By itself the kernel trusts an answer for `base_reachable_time` (15 to 45 s), so that a hardware address that
+/// changed without an announcement stays wrong for that long and the 8 s after it. A call costs one unicast
+/// packet. The entry stays usable meanwhile; after three packets without an answer (3 s) it has failed, which is
+/// a change of neighbours, and [`resolve`] then asks everybody.
+pub async fn probe(link: u32, address: IpAddr) -> Result<()> {
+    try_probe(link, address).await.with_context(|| {
+        format!("cannot have the kernel probe {address} on link {link} through netlink (needs CAP_NET_ADMIN)")
     })
 }
 
@@ -65,7 +79,9 @@ async fn try_resolve(link: u32, address: IpAddr) -> io::Result<Resolution> {
     for _ in 0..ATTEMPTS {
         let existence = match look(&mut netlink, link, address).await? {
             Some(entry) if is_foreign(&entry) => return Ok(Resolution::Foreign),
-            Some(entry) if is_managed(&entry) => return Ok(Resolution::Managed),
+            Some(entry) if is_managed(&entry) && entry.header.state != Nud::Failed => {
+                return Ok(Resolution::Managed);
+            }
             Some(_) => 0,
             None => NLM_F_CREATE | NLM_F_EXCL,
         };
@@ -82,6 +98,29 @@ async fn try_resolve(link: u32, address: IpAddr) -> io::Result<Resolution> {
         }
     }
     Err(last.unwrap_or_else(|| io::ErrorKind::ResourceBusy.into()))
+}
+
+async fn try_probe(link: u32, address: IpAddr) -> io::Result<()> {
+    let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+    let Some(entry) = look(&mut netlink, link, address).await? else { return Ok(()) };
+    let trusted = matches!(entry.header.state, Nud::Reachable | Nud::Stale | Nud::Delay);
+    if is_foreign(&entry) || !is_ours(&entry) || !trusted {
+        return Ok(());
+    }
+    let mut probe = message(link, address);
+    probe.header.state = Nud::Probe;
+    probe.attributes.push(NeighbourAttribute::Protocol(PROTOCOL));
+    // A message with the mark of a managed entry leaves the state alone, and one without takes the mark away
+    // (`__neigh_update` in the kernel's net/core/neighbour.c): hence two.
+    let changed = async {
+        netlink.request(RouteNetlinkMessage::NewNeighbour(probe), 0).await?;
+        use_entry(&mut netlink, link, address, true, 0).await
+    };
+    match changed.await {
+        // Gone since the look.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
 }
 
 async fn try_unmanage(link: u32, address: IpAddr) -> io::Result<()> {
@@ -142,9 +181,11 @@ fn message(link: u32, address: IpAddr) -> NeighbourMessage {
 fn is_foreign(entry: &NeighbourMessage) -> bool {
     let fixed = matches!(entry.header.state, Nud::Permanent | Nud::Noarp);
     let learned = entry.header.flags.contains(NeighbourFlags::ExtLearned);
-    fixed
-        || learned
-        || (is_managed(entry) && !entry.attributes.contains(&NeighbourAttribute::Protocol(PROTOCOL)))
+    fixed || learned || (is_managed(entry) && !is_ours(entry))
+}
+
+fn is_ours(entry: &NeighbourMessage) -> bool {
+    entry.attributes.contains(&NeighbourAttribute::Protocol(PROTOCOL))
 }
 
 fn is_managed(entry: &NeighbourMessage) -> bool {

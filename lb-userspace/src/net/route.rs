@@ -4,9 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteLwEnCapType, RouteMessage, RouteMetric, RouteType,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteLwEnCapType, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
@@ -132,12 +130,7 @@ fn read(answer: &RouteMessage) -> RouteTo {
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::PrefSource(address) => source = decode::ip(address),
             RouteAttribute::EncapType(kind) => encapsulated = *kind != RouteLwEnCapType::None,
-            RouteAttribute::Metrics(metrics) => {
-                mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
-            }
+            RouteAttribute::Metrics(metrics) => mtu = decode::mtu(metrics),
             other => gateway = decode::via(other).or(gateway),
         }
     }

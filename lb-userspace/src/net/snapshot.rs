@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+/// Where kube-proxy in IPVS mode keeps every ClusterIP (`DefaultDummyDevice` in its sources).
+const IPVS_DEVICE: &str = "kube-ipvs0";
+
 /// The links, addresses, routes and neighbours of one network namespace.
 ///
 /// The four lists are read one after the other; whoever watches for changes reads again after one, and so
@@ -67,7 +70,11 @@ pub struct Address {
     pub secondary: bool,
 }
 
-/// A unicast route of the main table.
+/// A unicast route of the main table that has a live next hop.
+///
+/// Of several next hops (ECMP) the first live one stands for the route: which of them a flow takes is the
+/// kernel's choice, that [`route_to`](super::route_to) asks for. A next hop is dead if its link is down, or
+/// has no carrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// `0.0.0.0/0` or `::/0` for the default route.
@@ -78,6 +85,8 @@ pub struct Route {
     pub preferred_source: Option<IpAddr>,
     /// Less is preferred.
     pub metric: u32,
+    /// Path MTU in bytes, where the route sets one.
+    pub mtu: Option<u32>,
 }
 
 /// An entry of the ARP or neighbour discovery cache.
@@ -124,6 +133,15 @@ impl Snapshot {
         address.is_loopback() || self.addresses.iter().any(|candidate| candidate.address == address)
     }
 
+    /// Whether the address is a ClusterIP of kube-proxy in IPVS mode, which puts them all on one dummy device.
+    /// It is a local address for [`route_to`](super::route_to), but no service of this node.
+    pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|candidate| {
+            candidate.address == address
+                && self.link_by_index(candidate.link).is_some_and(|link| link.name == IPVS_DEVICE)
+        })
+    }
+
     /// What a wildcard listener of one family means: every usable address of the node, each once, except
     /// loopback and link-local ones and those of `kube-ipvs0`, where kube-proxy puts every ClusterIP.
     pub fn serving_addresses(&self, v6: bool) -> Vec<IpAddr> {
@@ -131,7 +149,7 @@ impl Snapshot {
         for address in &self.addresses {
             // The kernel takes the local routes of a link away with IFF_UP.
             let link_serves =
-                self.link_by_index(address.link).is_some_and(|link| link.up && link.name != "kube-ipvs0");
+                self.link_by_index(address.link).is_some_and(|link| link.up && link.name != IPVS_DEVICE);
             if link_serves
                 && address.address.is_ipv6() == v6
                 && !address.tentative
@@ -147,7 +165,7 @@ impl Snapshot {
 
     /// The links for `interfaces: auto`: those by which a client or a reply may enter.
     ///
-    /// Up, Ethernet, and with an address or a route of its own: a link-local address (BGP unnumbered) and a
+    /// Up, and with an address or a route of its own: a link-local address (BGP unnumbered) and a
     /// host route (the node's end of a pod's veth) count. Ports of a bridge or bond are left to their master,
     /// which receives the packets; a VRF receives nothing itself, its members do; nothing enters by a dummy.
     pub fn candidate_interfaces(&self) -> Vec<&Link> {
@@ -160,7 +178,6 @@ impl Snapshot {
             None => link.master.is_none(),
         };
         link.up
-            && link.ethernet
             && !link.loopback
             && receives
             && !matches!(link.kind.as_deref(), Some("dummy" | "vrf"))

@@ -40,6 +40,7 @@ fn route(link: u32, destination: &str) -> Route {
         link,
         preferred_source: None,
         metric: 0,
+        mtu: None,
     }
 }
 
@@ -149,6 +150,15 @@ fn local_addresses() {
     }
     for other in ["192.0.2.11", "2001:db8::11", "0.0.0.0"] {
         assert!(!node.is_local(ip(other)), "{other}");
+    }
+}
+
+#[test]
+fn cluster_ips_are_those_of_the_ipvs_device() {
+    let node = node();
+    assert!(node.is_cluster_ip(ip("10.96.0.1")));
+    for other in ["192.0.2.10", "10.96.0.2", "127.0.0.1"] {
+        assert!(!node.is_cluster_ip(ip(other)), "{other}");
     }
 }
 

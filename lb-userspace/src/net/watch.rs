@@ -16,7 +16,8 @@ const GROUPS: [u32; 9] = [1, 3, 5, 7, 8, 9, 11, 19, 32];
 /// Bytes that the kernel may queue before it drops messages.
 const RECEIVE_BUFFER: i32 = 1 << 20;
 
-/// A burst counts as over when nothing came for this long,
+/// A burst counts as over when nothing came for this long (at once where it changes addresses, see
+/// [`Changes::quiet`]),
 const QUIET: Duration = Duration::from_millis(20);
 /// and is reported after this long even if it goes on.
 const LONGEST: Duration = Duration::from_millis(200);
@@ -36,6 +37,14 @@ pub struct Changes {
 impl Changes {
     /// Everything may have changed.
     pub const ALL: Self = Self { links: true, addresses: true, routes: true, neighbours: true };
+
+    /// How long nothing more may come before these are reported.
+    ///
+    /// An address that has moved to another node must not be answered for, and one that has come is waited
+    /// for: both are reported with what is in the queue already, and what follows from them separately.
+    fn quiet(&self) -> Duration {
+        if self.addresses { Duration::ZERO } else { QUIET }
+    }
 
     fn add(&mut self, message_type: u16) {
         match message_type {
@@ -72,15 +81,15 @@ pub async fn watch() -> Result<Watch> {
 }
 
 impl Watch {
-    /// Waits for a change and for the burst it belongs to. Messages lost to an overrun (`ENOBUFS`) count as a
-    /// change of everything. Cancel safe: what a cancelled call has seen, the next one returns.
+    /// Waits for a change and for the burst it belongs to; a change of addresses does not wait.
+    /// Messages lost to an overrun (`ENOBUFS`) count as a change of everything. Cancel safe: what a cancelled call has seen, the next one returns.
     pub async fn changed(&mut self) -> Result<Changes> {
         while self.pending == Changes::default() {
             self.receive().await?;
         }
         let end = Instant::now() + LONGEST;
         while Instant::now() < end {
-            match timeout_at(end.min(Instant::now() + QUIET), self.receive()).await {
+            match timeout_at(end.min(Instant::now() + self.pending.quiet()), self.receive()).await {
                 Ok(received) => received?,
                 Err(_quiet) => break,
             }
@@ -117,5 +126,14 @@ mod tests {
         assert_eq!(of(RTM_NEWNEXTHOP), Changes { routes: true, ..nothing });
         assert_eq!(of(libc::RTM_NEWNEIGH), Changes { neighbours: true, ..nothing });
         assert_eq!(of(libc::RTM_NEWTFILTER), nothing);
+    }
+
+    #[test]
+    fn addresses_do_not_wait_for_the_end_of_a_burst() {
+        let mut changes = Changes::default();
+        changes.add(libc::RTM_NEWROUTE);
+        assert_eq!(changes.quiet(), QUIET);
+        changes.add(libc::RTM_DELADDR);
+        assert_eq!(changes.quiet(), Duration::ZERO);
     }
 }

@@ -1,8 +1,8 @@
 //! Headers in front of TCP, frames cut short, and checksums.
 
-use lb_common::Reason;
 use lb_common::host_packets::{PacketBuilder, extension, verify_checksums};
 use lb_common::tcp::flags::{ACK, SYN};
+use lb_common::{Reason, Rung};
 use lb_tests::prog::is_runnable;
 use lb_tests::sample::{network, port};
 
@@ -11,13 +11,13 @@ use crate::lockstep::{Lockstep, on_each_rung};
 
 /// What a client may send on a flow and for a new one, by name, and what has to come of it.
 fn variants(v6: bool) -> Vec<(&'static str, Change, Outcome)> {
-    use Outcome::{Carried, Is};
+    use Outcome::{Carried, Expired, Is};
     let mut variants: Vec<(&'static str, Change, Outcome)> = vec![
         ("as it is", |packet| packet, Carried),
         ("trailing bytes", |packet| packet.trailer(6), Carried),
         ("TTL 2", |packet| packet.ttl(2), Carried),
-        ("TTL 1", |packet| packet.ttl(1), Is(Reason::TTL_EXPIRED)),
-        ("TTL 0", |packet| packet.ttl(0), Is(Reason::TTL_EXPIRED)),
+        ("TTL 1", |packet| packet.ttl(1), Expired),
+        ("TTL 0", |packet| packet.ttl(0), Expired),
         ("a tag", |packet| packet.tag(9), Carried),
         ("an outer tag", |packet| packet.service_tag(9), Carried),
         ("two tags", |packet| packet.service_tag(9).tag(10), Carried),
@@ -90,13 +90,17 @@ type Change = fn(PacketBuilder) -> PacketBuilder;
 enum Outcome {
     /// On its way, as `NEW_FLOW` or `FORWARD`.
     Carried,
+    /// Answered by TC, to which XDP leaves it.
+    Expired,
     Is(Reason),
 }
 
 impl Outcome {
-    fn reason(self, carried: Reason) -> Reason {
+    fn reason(self, rung: Rung, carried: Reason) -> Reason {
         match self {
             Self::Carried => carried,
+            Self::Expired if rung == Rung::Xdp => Reason::TO_TC,
+            Self::Expired => Reason::TTL_ANSWERED,
             Self::Is(reason) => reason,
         }
     }
@@ -110,7 +114,11 @@ fn every_variant_of_the_headers_on_a_flow_and_for_a_new_one() {
                 // By a router, whose clients may come with whatever tags.
                 let segment = client(v6, network::ROUTER, number, port::MAGLEV);
                 let agreed = world.client_sends(&change(syn(&segment)));
-                assert_eq!(agreed.reason, outcome.reason(Reason::NEW_FLOW), "SYN, {name}, v6 {v6}");
+                assert_eq!(
+                    agreed.reason,
+                    outcome.reason(world.rung, Reason::NEW_FLOW),
+                    "SYN, {name}, v6 {v6}"
+                );
                 if agreed.sent.is_some() {
                     verify_checksums(&agreed.frame).unwrap_or_else(|error| panic!("SYN, {name}: {error}"));
                 }
@@ -118,13 +126,21 @@ fn every_variant_of_the_headers_on_a_flow_and_for_a_new_one() {
                 let segment = client(v6, network::ROUTER, 100 + number, port::ROUND_ROBIN);
                 let opened = establish(world, &segment);
                 let agreed = world.client_sends(&change(client_ack(&segment).payload(b"question")));
-                assert_eq!(agreed.reason, outcome.reason(Reason::FORWARD), "data, {name}, v6 {v6}");
+                assert_eq!(
+                    agreed.reason,
+                    outcome.reason(world.rung, Reason::FORWARD),
+                    "data, {name}, v6 {v6}"
+                );
                 if agreed.sent.is_some() {
                     verify_checksums(&agreed.frame).unwrap_or_else(|error| panic!("data, {name}: {error}"));
                 }
                 let answer = opened.answer().seq(7_000_001).ack(0).flags(ACK).payload(b"odd answer");
                 let agreed = world.backend_sends(&change(answer));
-                assert_eq!(agreed.reason, outcome.reason(Reason::REVERSE), "answer, {name}, v6 {v6}");
+                assert_eq!(
+                    agreed.reason,
+                    outcome.reason(world.rung, Reason::REVERSE),
+                    "answer, {name}, v6 {v6}"
+                );
             }
         }
     });

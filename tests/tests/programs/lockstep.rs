@@ -27,6 +27,8 @@ pub(crate) struct Lockstep {
     pub(crate) host: HostTables,
     /// On which rung packets run.
     pub(crate) rung: Rung,
+    /// TC: payload bytes of each segment of the super-packets that come in; 0: they are none.
+    pub(crate) gso_size: u32,
     /// How often each outcome was seen so far.
     pub(crate) seen: BTreeMap<&'static str, u32>,
 }
@@ -56,7 +58,7 @@ pub(crate) fn on_each_rung(work: impl Fn(&mut Lockstep) + Sync) {
 impl Lockstep {
     pub(crate) fn new(bed: Bed) -> Self {
         let host = sample::tables(&bed.devices);
-        Self { bed, host, rung: Rung::Xdp, seen: BTreeMap::new() }
+        Self { bed, host, rung: Rung::Xdp, gso_size: 0, seen: BTreeMap::new() }
     }
 
     /// Begins anew with the sample tables and no flows.
@@ -95,7 +97,10 @@ impl Lockstep {
     /// Any frame, whomever it is to.
     pub(crate) fn frame_as_it_is(&mut self, ingress: Device, frame: &[u8]) -> Agreed {
         let host = self.on_host(ingress, frame);
-        let kernel = self.bed.packet(self.rung, ingress.ifindex, frame).expect("the kernel runs the program");
+        let kernel = self
+            .bed
+            .super_packet(self.rung, ingress.ifindex, self.gso_size, frame)
+            .expect("the kernel runs the program");
         let (action, reason) = self.wanted(ingress, &host);
         let context = || {
             format!(
@@ -133,7 +138,8 @@ impl Lockstep {
         if self.rung == Rung::Tc && frame[..6] != ingress.mac {
             return (HostResult { reason: Reason::NOT_UNICAST, sent: None }, frame.to_vec());
         }
-        let env = Env { rung: self.rung, ingress: ingress.ifindex, now: coarse_now() };
+        let mut env = Env::new(self.rung, ingress.ifindex, coarse_now());
+        env.gso_size = self.gso_size;
         let mut after = Frame(frame.to_vec());
         let result = run(&env, &mut after, &self.host);
         (result, after.0)
@@ -144,7 +150,7 @@ impl Lockstep {
         let reason = result.reason;
         assert_eq!(
             result.sent.is_some(),
-            reason.fate() == Fate::Forwarded,
+            matches!(reason.fate(), Fate::Forwarded | Fate::Answered),
             "{reason:?} and {:?}",
             result.sent
         );
@@ -171,7 +177,9 @@ impl Lockstep {
         }
         let tags =
             |frame: &[u8]| parse_link(&Frame(frame.to_vec())).expect("a frame that was forwarded").tags;
-        if tags(before) == tags(after) || tags(after).count == 0 {
+        // An answer's tags are taken off and put on again in any case.
+        let kept = tags(before) == tags(after) && result.reason.fate() != Fate::Answered;
+        if kept || tags(after).count == 0 {
             return after.clone();
         }
         [&after[..12], &after[16..]].concat()

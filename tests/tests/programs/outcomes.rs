@@ -112,7 +112,9 @@ fn frames_of_others() {
         for protocol in [1, 17, 132] {
             let mut frame = frame.clone();
             frame[23] = protocol;
-            assert_eq!(world.frame(ingress, &frame).reason, Reason::NOT_TCP);
+            let icmp = protocol == 1 && world.rung == Rung::Tc;
+            let reason = if icmp { Reason::ICMP_OTHER } else { Reason::NOT_TCP };
+            assert_eq!(world.frame(ingress, &frame).reason, reason);
         }
     });
 }

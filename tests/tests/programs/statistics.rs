@@ -11,7 +11,7 @@ const MAX_STACK: u32 = 512;
 
 #[test]
 fn statistics() {
-    let ebpf = object::load(1024, None).expect("the kernel loads both programs (needs root)");
+    let ebpf = object::load(1024, None).expect("the kernel loads the programs (needs root)").ebpf;
     let stacks = verifier::stacks(object::OBJECT).unwrap();
     let mut rows = Vec::new();
     for (name, program) in ebpf.programs() {
@@ -22,15 +22,15 @@ fn statistics() {
     rows.sort_by_key(|(name, ..)| *name);
 
     println!(
-        "{:<16} {:>10} {:>10} {:>10} {:>10}  of functions",
+        "{:<18} {:>10} {:>10} {:>10} {:>10}  of functions",
         "program", "verified", "BPF bytes", "JITed", "stack"
     );
     for (name, statistics, stack) in &rows {
         let ProgramStatistics { verified, translated, jited, .. } = statistics;
         let functions = stack.functions.iter().map(u32::to_string).collect::<Vec<_>>().join("+");
-        println!("{name:<16} {verified:>10} {translated:>10} {jited:>10} {:>10}  {functions}", stack.deepest);
+        println!("{name:<18} {verified:>10} {translated:>10} {jited:>10} {:>10}  {functions}", stack.deepest);
     }
-    assert_eq!(rows.len(), 2, "one program for XDP, one for TC");
+    assert_eq!(rows.len(), 4, "two programs for XDP, two for TC");
     for (name, statistics, stack) in rows {
         assert!(
             (1..MAX_VERIFIED).contains(&statistics.verified),

@@ -1,12 +1,13 @@
-//! Whole files; the classes of bad input are in `refused`.
+//! Whole files; `discovery` has what is of DNS, `refused` the classes of bad input.
 
+mod discovery;
 mod refused;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{ConfigError, ConfigErrors, Loaded, Place, load, parse};
-use crate::model::{Cluster, DatapathConfig, Endpoint, LbPolicy, Listener, Mode};
+use crate::model::{Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode};
 
 /// One listener and one cluster; each test adds to or changes its lines.
 const MINIMAL: &str = "\
@@ -76,7 +77,7 @@ fn minimal_file_has_the_defaults() {
     assert_eq!(config.listeners, [listener]);
     let cluster = Cluster {
         name: "gateway".into(),
-        endpoints: vec![Endpoint { address: address("10.0.0.7:8080"), weight: 1 }],
+        discovery: Discovery::Static(vec![Endpoint { address: address("10.0.0.7:8080"), weight: 1 }]),
         lb_policy: LbPolicy::RoundRobin,
         connect_timeout: Duration::from_secs(5),
         connect_attempts: 3,
@@ -136,7 +137,7 @@ clusters:
     assert_eq!(loaded.config.listeners[1].idle_timeout, None);
     assert_eq!(loaded.config.listeners[1].address, address("[::]:443"));
     let blue = loaded.config.cluster("blue").unwrap();
-    assert_eq!(blue.endpoints[1], Endpoint { address: address("10.0.0.8:8080"), weight: 256 });
+    assert_eq!(blue.static_endpoints()[1], Endpoint { address: address("10.0.0.8:8080"), weight: 256 });
     assert_eq!((blue.lb_policy, blue.connect_attempts), (LbPolicy::Maglev, 16));
     assert_eq!((blue.connect_timeout, blue.drain_timeout), (Duration::from_millis(250), Duration::ZERO));
     assert_eq!(loaded.config.cluster("green").unwrap().lb_policy, LbPolicy::SourceIp);

@@ -126,13 +126,7 @@ fn bad_listener_addresses() {
 fn bad_hosts() {
     let field = "clusters[0].discovery.hosts[0]";
     let host = |bad: &str| minimal_with(7, &format!("    discovery: {{ type: static, hosts: [{bad}] }}"));
-    refused(
-        &host("\"gateway.istio-system:80\""),
-        7,
-        40,
-        field,
-        "names need strict_dns, which is not supported yet",
-    );
+    refused(&host("\"gateway.istio-system:80\""), 7, 40, field, "names need type: strict_dns");
     refused(&host("\"0.0.0.0:80\""), 7, 40, field, "unspecified address");
     refused(&host("\"10.0.0.7:0\""), 7, 40, field, "port 0");
     let weight = "clusters[0].discovery.hosts[0].weight";
@@ -218,7 +212,7 @@ fn bad_words() {
         7,
         24,
         "clusters[0].discovery.type",
-        "`eds` is not accepted; accepted: static",
+        "`eds` is not accepted; accepted: static, strict_dns",
     );
 }
 
@@ -284,9 +278,4 @@ fn what_is_not_supported_yet() {
         let text = listener_with(&format!("client_address: {word}"));
         refused(&text, 5, 21, "listeners[0].client_address", "not supported yet; accepted: none");
     }
-    let dns =
-        "    discovery: { type: strict_dns, hosts: [\"gateway:80\"], refresh_rate: 5s, respect_ttl: false }";
-    refused(&minimal_with(7, dns), 7, 24, "clusters[0].discovery.type", "`strict_dns`: not supported yet");
-    let mixed = "    discovery: { type: static, hosts: [\"10.0.0.7:80\"], refresh_rate: 5s }";
-    refused(&minimal_with(7, mixed), 7, 70, "clusters[0].discovery.refresh_rate", "not supported yet");
 }

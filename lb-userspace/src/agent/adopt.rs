@@ -1,0 +1,109 @@
+//! Going on with the maps of an earlier agent: its flows refer to indices in them, which must go on to mean the same.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use ipnet::{Ipv4Net, Ipv6Net};
+use lb_common::tables::{Backend, Service, backend};
+use lb_common::{V4, V6};
+
+use crate::datapath::contents::Contents;
+use crate::datapath::kernel::Kernel;
+use crate::desired::{Destination, Indices, cluster_of_window};
+use crate::endpoints::Endpoints;
+use crate::model::Config;
+
+/// Takes over what the maps hold, into `contents` what is in use now, into `indices` what has an index.
+///
+/// The maps know no names. Backends are found again by their address, listeners by theirs; of clusters the old windows
+/// stay as they are until the services have gone over to new ones. What is not found again is in use for as long as a
+/// flow refers to it: such backends become draining endpoints without a cluster.
+pub(super) fn adopt(
+    kernel: &Kernel,
+    config: &Config,
+    endpoints: &mut Endpoints,
+    indices: &mut Indices,
+    contents: &mut Contents,
+) -> Result<()> {
+    kernel.read_served(contents)?;
+    for &window in contents.slots.keys() {
+        indices.clusters.reserve(cluster_of_window(window));
+    }
+    adopt_services(config, indices, contents);
+    adopt_backends(kernel, config, endpoints, indices, contents);
+    for (&(address, bits), &hop) in &contents.routes4 {
+        let IpAddr::V4(address) = IpAddr::from(address) else { bail!("an IPv4 address is one") };
+        indices.hops.adopt(Destination::Clients(Ipv4Net::new(address, bits)?.into()), hop);
+    }
+    for (&(address, bits), &hop) in &contents.routes6 {
+        let IpAddr::V6(address) = IpAddr::from(address) else { bail!("an IPv6 address is one") };
+        indices.hops.adopt(Destination::Clients(Ipv6Net::new(address, bits)?.into()), hop);
+    }
+    for (index, hop) in kernel.used_hops() {
+        indices.hops.reserve(index);
+        contents.hops.insert(index, hop);
+    }
+    indices.snat_addresses = kernel.read_snat_addresses()?;
+    contents.snat_addresses.clone_from(&indices.snat_addresses);
+    Ok(())
+}
+
+fn adopt_services(config: &Config, indices: &mut Indices, contents: &Contents) {
+    let mut adopt = |address: IpAddr, port: u16, service: &Service| {
+        let listener = config.listeners.iter().find(|listener| {
+            let own = listener.address;
+            own.port() == u16::from_be(port)
+                && own.is_ipv4() == address.is_ipv4()
+                && (own.ip().is_unspecified() || own.ip() == address)
+        });
+        match listener {
+            Some(listener) if indices.services.find(&listener.name).is_none() => {
+                indices.services.adopt(listener.name.clone(), service.id);
+            }
+            _ => indices.services.reserve(service.id),
+        }
+    };
+    for (key, service) in &contents.services4 {
+        adopt(key.address.into(), key.port, service);
+    }
+    for (key, service) in &contents.services6 {
+        adopt(key.address.into(), key.port, service);
+    }
+}
+
+fn adopt_backends(
+    kernel: &Kernel,
+    config: &Config,
+    endpoints: &mut Endpoints,
+    indices: &mut Indices,
+    contents: &mut Contents,
+) {
+    for (index, backend) in kernel.backends() {
+        contents.backends.insert(index, backend);
+        let address = address_of(&backend);
+        if backend.hop != 0 {
+            indices.hops.adopt(Destination::Backend(address.ip()), backend.hop);
+        }
+        let cluster = config.clusters.iter().find(|cluster| {
+            let id = indices.clusters.find(&cluster.name);
+            endpoints.of(&cluster.name).any(|(of, _)| of == address)
+                && id.is_none_or(|id| indices.backends.find(&(id, address)).is_none())
+        });
+        match cluster.and_then(|cluster| indices.clusters.get(&cluster.name)) {
+            Some(cluster) => indices.backends.adopt((cluster, address), index),
+            // Its flows live on; no new ones come.
+            None if indices.backends.find(&(0, address)).is_none() => {
+                indices.backends.adopt((0, address), index);
+                endpoints.adopt_draining(address, Instant::now());
+            }
+            None => indices.backends.reserve(index),
+        }
+    }
+}
+
+fn address_of(of: &Backend) -> SocketAddr {
+    let address: IpAddr =
+        if of.flags & backend::V6 != 0 { V6(of.address).into() } else { V4(of.address[0]).into() };
+    SocketAddr::new(address, u16::from_be(of.port))
+}

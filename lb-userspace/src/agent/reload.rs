@@ -1,0 +1,105 @@
+//! SIGHUP: the configuration file is read again, and what has changed is applied. A file that is not good, or that cannot
+//! be carried out, changes nothing.
+
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+
+use crate::agent::membership::{DRAINING, HEALTHY};
+use crate::agent::{Agent, check_against_host, proxy_listeners};
+use crate::config::{self, ConfigErrors, Loaded, Place};
+use crate::model::{Config, Mode};
+
+/// The last attempt at a reload.
+#[derive(Clone, Debug)]
+pub(super) struct Reload {
+    pub at: SystemTime,
+    /// Why the file was not taken.
+    pub error: Option<String>,
+}
+
+impl Agent {
+    /// Reads the file again.
+    pub(super) async fn reload(&mut self) {
+        let file = self.options.config.display().to_string();
+        let error = match self.try_reload().await {
+            Ok(false) => {
+                log::info!("reloaded {file}: nothing has changed");
+                None
+            }
+            Ok(true) => {
+                log::info!("reloaded {file}: {}", self.summary());
+                None
+            }
+            Err(error) => {
+                log::error!("reload: {error:#}\nthe configuration that runs stays as it is");
+                Some(format!("{error:#}"))
+            }
+        };
+        self.reloaded = Some(Reload { at: SystemTime::now(), error });
+    }
+
+    /// Whether anything has changed.
+    async fn try_reload(&mut self) -> Result<bool> {
+        let loaded = config::load(&self.options.config)?;
+        check_against_host(&loaded, &self.network)?;
+        self.check_fixed(&loaded)?;
+        if loaded.config == self.config {
+            return Ok(false);
+        }
+        let before = self.config.clone();
+        if let Err(error) = self.reconfigure(loaded.config).await {
+            // Back to what is known to work.
+            self.reconfigure(before).await.context("going back to the configuration before")?;
+            return Err(error);
+        }
+        Ok(true)
+    }
+
+    /// What cannot change while flows are open.
+    fn check_fixed(&self, loaded: &Loaded) -> Result<()> {
+        let (old, new) = (&self.config.datapath, &loaded.config.datapath);
+        let mut errors = Vec::new();
+        if self.kernel.is_some() && old.max_flows != new.max_flows {
+            errors.push(loaded.error_at(
+                loaded.places.max_flows().unwrap_or(Place::START),
+                "datapath.max_flows",
+                "the size of the flow tables cannot change while they are in use: put it back, or stop the agent and start it again",
+            ));
+        }
+        let (old_mode, new_mode) = (self.mode_of(&self.config), self.mode_of(&loaded.config));
+        if self.kernel.is_some() && new_mode == Mode::Proxy && old_mode != Mode::Proxy {
+            errors.push(loaded.error_at(
+                loaded.places.mode().unwrap_or(Place::START),
+                "datapath.mode",
+                "to go over to proxy would cut all kernel flows: put it back, or stop the agent, which lets them end, and start it again",
+            ));
+        }
+        if errors.is_empty() { Ok(()) } else { bail!(ConfigErrors::from(errors)) }
+    }
+
+    /// Makes everything as `config` says.
+    async fn reconfigure(&mut self, config: Config) -> Result<()> {
+        let now = Instant::now();
+        self.discovery.apply(&config.clusters);
+        let names: Vec<&str> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        for (cluster, endpoint) in self.endpoints.keep_clusters(&names, now) {
+            let why = "its cluster is not in the configuration any more";
+            self.events.endpoint(&cluster, endpoint, HEALTHY, DRAINING, why);
+        }
+        for cluster in &config.clusters {
+            self.set_endpoints(cluster);
+        }
+        self.proxy.apply(proxy_listeners(&config, &self.balancers))?;
+        let mode = self.mode_of(&config);
+        self.config = config;
+        match &mut self.kernel {
+            Some(kernel) => {
+                kernel.reconfigure(&self.config, mode)?;
+                self.apply_endpoints().await
+            }
+            None if mode == Mode::Proxy => Ok(()),
+            None => self.start_kernel().await,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! `discovery:` of a cluster.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::dns_name;
+use super::tree::{Entry, Fields, Located, Report};
+use crate::model::{Backoff, Discovery, DnsFamily, DnsHost, Endpoint, StrictDns};
+
+/// Envoy's default.
+const REFRESH_RATE: Duration = Duration::from_secs(5);
+
+/// Waits between refreshes are no shorter, so that no configuration floods a DNS server.
+const MIN_REFRESH: Duration = Duration::from_millis(100);
+
+/// Envoy's default of the longest wait after failures, in base intervals.
+const BACKOFF_FACTOR: u32 = 10;
+
+const DNS_KEYS: [&str; 6] = ["refresh_rate", "respect_ttl", "jitter", "failure_backoff", "hold_nx", "family"];
+
+const FAMILIES: [(&str, DnsFamily); 4] =
+    [("auto", DnsFamily::Auto), ("v4", DnsFamily::V4), ("v6", DnsFamily::V6), ("all", DnsFamily::All)];
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Static,
+    StrictDns,
+}
+
+/// `None` with something in `report`.
+pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Option<Discovery> {
+    let known: Vec<&str> = ["type", "hosts"].into_iter().chain(DNS_KEYS).collect();
+    let fields = entry.fields(&known, &[], report)?;
+    let kind = fields
+        .require("type", "how the backends are found; accepted: static, strict_dns", report)?
+        // The other keys depend on the type.
+        .choice(&[("static", Kind::Static), ("strict_dns", Kind::StrictDns)], &[], report)?;
+    match kind {
+        Kind::Static => {
+            for name in DNS_KEYS {
+                if let Some(entry) = fields.get(name) {
+                    entry.refuse("belongs to type: strict_dns: remove the key, or change the type", report);
+                }
+            }
+            let hosts = fields.require("hosts", "the addresses of the backends", report)?;
+            Some(Discovery::Static(endpoints(&hosts, report)))
+        }
+        Kind::StrictDns => strict_dns(&fields, report).map(Discovery::StrictDns),
+    }
+}
+
+fn strict_dns(fields: &Fields<'_>, report: &mut Report) -> Option<StrictDns> {
+    let refresh_rate =
+        fields.get("refresh_rate").map_or(Some(REFRESH_RATE), |entry| refresh_interval(&entry, report));
+    let respect_ttl = fields.get("respect_ttl").map_or(Some(false), |entry| entry.boolean(report));
+    let jitter = fields.get("jitter").map_or(Some(Duration::ZERO), |entry| entry.duration(report));
+    let hold_nx = fields.get("hold_nx").map_or(Some(Duration::ZERO), |entry| entry.duration(report));
+    let family =
+        fields.get("family").map_or(Some(DnsFamily::Auto), |entry| entry.choice(&FAMILIES, &[], report));
+    let failure_backoff = match fields.get("failure_backoff") {
+        // As in Envoy: without one, a failure changes nothing in the rate.
+        None => refresh_rate.map(|rate| Backoff { base: rate, max: rate }),
+        Some(entry) => backoff(&entry, report),
+    };
+    let hosts = fields.require("hosts", "the names to ask for", report)?;
+    Some(StrictDns {
+        hosts: dns_hosts(&hosts, report),
+        refresh_rate: refresh_rate?,
+        respect_ttl: respect_ttl?,
+        jitter: jitter?,
+        failure_backoff: failure_backoff?,
+        hold_nx: hold_nx?,
+        family: family?,
+    })
+}
+
+fn refresh_interval(entry: &Entry<'_>, report: &mut Report) -> Option<Duration> {
+    let duration = entry.duration(report)?;
+    if duration < MIN_REFRESH {
+        entry.refuse("at least 100ms, so that the DNS servers are not flooded", report);
+        return None;
+    }
+    Some(duration)
+}
+
+fn backoff(entry: &Entry<'_>, report: &mut Report) -> Option<Backoff> {
+    let fields = entry.fields(&["base", "max"], &[], report)?;
+    let base = fields.require("base", "the wait after a first failure", report)?;
+    let base = refresh_interval(&base, report)?;
+    let Some(entry) = fields.get("max") else {
+        return Some(Backoff { base, max: base * BACKOFF_FACTOR });
+    };
+    let max = entry.duration(report)?;
+    if max < base {
+        let base = humantime::format_duration(base);
+        entry.refuse(format!("below the base: write {base} or more"), report);
+        return None;
+    }
+    Some(Backoff { base, max })
+}
+
+fn endpoints(entry: &Entry<'_>, report: &mut Report) -> Vec<Endpoint> {
+    let read = |entry: &Entry<'_>, report: &mut Report| host_address(entry, report);
+    let hosts = hosts(entry, &read, &SocketAddr::to_string, report);
+    hosts.into_iter().map(|(address, weight)| Endpoint { address, weight }).collect()
+}
+
+fn dns_hosts(entry: &Entry<'_>, report: &mut Report) -> Vec<DnsHost> {
+    let show = |(name, port): &(String, u16)| format!("{name}:{port}");
+    let hosts = hosts(entry, &dns_host, &show, report);
+    hosts.into_iter().map(|((name, port), weight)| DnsHost { name, port, weight }).collect()
+}
+
+/// The elements, each with its weight; what is there twice is refused.
+fn hosts<T: PartialEq>(
+    entry: &Entry<'_>,
+    read: &dyn Fn(&Entry<'_>, &mut Report) -> Option<T>,
+    show: &dyn Fn(&T) -> String,
+    report: &mut Report,
+) -> Vec<(T, u32)> {
+    let mut hosts: Vec<Located<(T, u32)>> = Vec::new();
+    for item in entry.items("host", report) {
+        let Some(host) = weighted(&item, read, report) else { continue };
+        match hosts.iter().find(|earlier| earlier.value.0 == host.0) {
+            Some(earlier) => {
+                let message =
+                    format!("{} is {} already: keep one, with a weight", show(&host.0), earlier.path);
+                item.refuse(message, report);
+            }
+            None => hosts.push(item.at(host)),
+        }
+    }
+    hosts.into_iter().map(|host| host.value).collect()
+}
+
+/// An address alone, or a mapping of `address` and `weight`.
+fn weighted<T>(
+    entry: &Entry<'_>,
+    read: &dyn Fn(&Entry<'_>, &mut Report) -> Option<T>,
+    report: &mut Report,
+) -> Option<(T, u32)> {
+    if !entry.is_map() {
+        return Some((read(entry, report)?, 1));
+    }
+    let fields = entry.fields(&["address", "weight"], &[], report)?;
+    let weight = fields.get("weight").map_or(Some(1), |entry| entry.number("", 1..=256, report));
+    let address = fields.require("address", "the host's address and port", report)?;
+    Some((read(&address, report)?, weight?))
+}
+
+fn host_address(entry: &Entry<'_>, report: &mut Report) -> Option<SocketAddr> {
+    let advice = "static discovery needs IP:PORT; names need type: strict_dns";
+    let address = entry.socket_address(advice, report)?;
+    if address.ip().is_unspecified() {
+        entry.refuse(format!("`{address}`: no host has the unspecified address: write its own"), report);
+        return None;
+    }
+    Some(address)
+}
+
+/// `NAME:PORT`, in lower case, or an address as in static discovery.
+fn dns_host(entry: &Entry<'_>, report: &mut Report) -> Option<(String, u16)> {
+    let text = entry.text("a host NAME:PORT", report)?;
+    let looks_like_address = text.starts_with('[')
+        || text.matches(':').count() > 1
+        || text.parse::<SocketAddr>().is_ok()
+        || text.parse::<std::net::IpAddr>().is_ok();
+    if looks_like_address {
+        let address = host_address(entry, report)?;
+        return Some((address.ip().to_string(), address.port()));
+    }
+    let problem = match text.rsplit_once(':') {
+        None => format!("the port is missing: write NAME:PORT, as in {text}:80"),
+        Some((name, port)) => match (dns_name::problem(name), port.parse::<u16>()) {
+            (Some(problem), _) => problem,
+            (None, Ok(port)) if port != 0 => return Some((name.to_ascii_lowercase(), port)),
+            (None, _) => format!("`{port}` is no port: give one from 1 to 65535"),
+        },
+    };
+    entry.refuse(format!("`{text}`: {problem}"), report);
+    None
+}

@@ -1,0 +1,308 @@
+//! From the configuration, the endpoints and the state of the node to the contents of the maps. Pure: what was
+//! observed comes in as data.
+
+mod hops;
+mod snat;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use lb_common::address::words;
+use lb_common::balance::policy;
+use lb_common::maglev::{self, Candidate};
+use lb_common::parse::TCP;
+use lb_common::tables::{
+    Backend, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, Service, ServiceKey, Settings, backend, service,
+};
+use lb_common::{V4, V6};
+
+pub use snat::snat_ports;
+
+use crate::datapath::contents::Contents;
+use crate::endpoints::Endpoints;
+use crate::ids::Ids;
+use crate::model::{Cluster, Config, DnsFamily, Discovery, LbPolicy};
+use crate::net::{RouteTo, Snapshot};
+use snat::SnatAddresses;
+
+/// What a next hop leads to: its index stays while the route to there changes, so flows follow the route.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Destination {
+    /// One address.
+    Backend(IpAddr),
+    /// All clients of a route.
+    Clients(IpNet),
+}
+
+/// Names of map indices, over the life of the agent and of the maps.
+#[derive(Clone)]
+pub struct Indices {
+    /// Clusters by name; each has two windows, see [`window`].
+    pub clusters: Ids<String>,
+    /// Service ids: listeners by name.
+    pub services: Ids<String>,
+    /// Backends: index of the cluster (0: of none that is known), and address.
+    pub backends: Ids<(u32, SocketAddr)>,
+    /// Next hops.
+    pub hops: Ids<Destination>,
+    /// SNAT addresses; they keep their places.
+    pub snat_addresses: Vec<[u32; 4]>,
+}
+
+impl Default for Indices {
+    fn default() -> Self {
+        Self {
+            clusters: Ids::new(MAX_CLUSTERS / 2),
+            services: Ids::new(u32::MAX),
+            backends: Ids::new(MAX_BACKENDS),
+            hops: Ids::new(MAX_NEXT_HOPS),
+            snat_addresses: Vec::new(),
+        }
+    }
+}
+
+impl Indices {
+    /// Index of the backend for an endpoint.
+    pub fn backend(&self, cluster: &str, address: SocketAddr) -> Option<u32> {
+        // What an earlier agent left is of no cluster.
+        let cluster = if cluster.is_empty() { 0 } else { self.clusters.find(&cluster.to_owned())? };
+        self.backends.find(&(cluster, address))
+    }
+}
+
+/// Index of the slot window of a cluster for all clients, or (`v6`) for those of IPv6 alone.
+pub fn window(cluster: u32, v6: bool) -> u32 {
+    cluster * 2 + v6 as u32
+}
+
+/// Index of the cluster that a slot window belongs to.
+pub fn cluster_of_window(window: u32) -> u32 {
+    window / 2
+}
+
+/// What was observed.
+pub struct Observed<'a> {
+    /// The endpoints of all clusters.
+    pub endpoints: &'a Endpoints,
+    /// The node's network.
+    pub network: &'a Snapshot,
+    /// The kernel's answer to where each backend is.
+    pub paths: &'a HashMap<IpAddr, RouteTo>,
+    /// Where the node's own netfilter or socket layer sends a connection to an endpoint; only such are in here.
+    pub translated: &'a HashMap<SocketAddr, SocketAddr>,
+    /// Interfaces that XDP may redirect to, and whether also frames of several buffers.
+    pub devices: &'a BTreeMap<u32, bool>,
+    /// SNAT ports that the host leaves us, host order.
+    pub snat_ports: &'a [u16],
+    /// Flows of each family that the maps have room for.
+    pub max_flows: u32,
+    /// The agent is on its way out.
+    pub draining: bool,
+}
+
+/// The addresses that a listener's address stands for on this node.
+pub fn served_addresses(network: &Snapshot, address: SocketAddr) -> Vec<IpAddr> {
+    if address.ip().is_unspecified() {
+        network.serving_addresses(address.is_ipv6())
+    } else {
+        vec![address.ip()]
+    }
+}
+
+/// What the maps should hold.
+pub fn contents(config: &Config, observed: &Observed<'_>, indices: &mut Indices) -> Result<Contents> {
+    let mut contents =
+        Contents { devices: observed.devices.keys().copied().collect(), ..Contents::default() };
+    contents.snat_ports = observed.snat_ports.iter().map(|port| port.to_be()).collect();
+    contents.settings =
+        Settings { max_flows: observed.max_flows, snat_ports: contents.snat_ports.len() as u32 };
+
+    add_backends(config, observed, indices, &mut contents)?;
+    contents.snat_addresses.clone_from(&indices.snat_addresses);
+    hops::add_routes(observed, indices, &mut contents)?;
+
+    for cluster in &config.clusters {
+        let index = cluster_index(cluster, indices)?;
+        add_slots(cluster, index, observed, indices, &mut contents);
+    }
+    for listener in &config.listeners {
+        let of = config.cluster(&listener.cluster).context("a listener's cluster exists")?;
+        let cluster = cluster_index(of, indices)?;
+        // The window of IPv6 exists only where it differs.
+        let own = listener.address.is_ipv6() && contents.slots.contains_key(&window(cluster, true));
+        let service = Service {
+            id: indices.services.get(&listener.name).context("no service id is left")?,
+            cluster: window(cluster, own),
+            policy: policy_number(of.lb_policy),
+            attempts: of.connect_attempts as u16,
+            flags: if observed.draining { service::DRAINING } else { 0 },
+        };
+        let port = listener.address.port().to_be();
+        for address in served_addresses(observed.network, listener.address) {
+            // An address that is not here (yet, or any more) is not ours to answer for.
+            if !observed.network.is_local(address) {
+                continue;
+            }
+            let protocol = [TCP, 0];
+            match address {
+                IpAddr::V4(address) => {
+                    let key = ServiceKey { address: V4::from(address), port, protocol };
+                    contents.services4.insert(key, service);
+                }
+                IpAddr::V6(address) => {
+                    let key = ServiceKey { address: V6::from(address), port, protocol };
+                    contents.services6.insert(key, service);
+                }
+            }
+        }
+    }
+    Ok(contents)
+}
+
+fn cluster_index(cluster: &Cluster, indices: &mut Indices) -> Result<u32> {
+    let index = indices.clusters.get(&cluster.name);
+    index.with_context(|| format!("more than {} clusters", MAX_CLUSTERS / 2 - 1))
+}
+
+fn policy_number(policy: LbPolicy) -> u32 {
+    match policy {
+        LbPolicy::RoundRobin => policy::ROUND_ROBIN,
+        LbPolicy::Random => policy::RANDOM,
+        LbPolicy::Maglev => policy::MAGLEV,
+        LbPolicy::SourceIp => policy::SOURCE_IP,
+    }
+}
+
+/// The slots of a cluster, in the order of its policy, of whatever stands for its backends.
+pub fn slots(policy: LbPolicy, candidates: &[Candidate]) -> Vec<u32> {
+    match policy {
+        LbPolicy::RoundRobin | LbPolicy::Random => maglev::order(candidates),
+        LbPolicy::Maglev | LbPolicy::SourceIp => maglev::table(candidates),
+    }
+}
+
+/// Whether clients of the two families get different backends of a cluster.
+fn is_split(cluster: &Cluster, mut families: impl Iterator<Item = bool>) -> bool {
+    let Discovery::StrictDns(dns) = &cluster.discovery else { return false };
+    let Some(first) = families.next() else { return false };
+    dns.family == DnsFamily::Auto && families.any(|v6| v6 != first)
+}
+
+/// Of the backends of a cluster those for clients of one family: where names have addresses of both, and nothing else
+/// is asked for, the ones of that family, since the kernel rungs translate no IPv4 into IPv6. `is_v6` tells the family of one.
+pub fn for_clients_of(
+    cluster: &Cluster,
+    candidates: &[Candidate],
+    v6: bool,
+    is_v6: impl Fn(&Candidate) -> bool,
+) -> Vec<Candidate> {
+    if is_split(cluster, candidates.iter().map(&is_v6)) {
+        candidates.iter().filter(|candidate| is_v6(candidate) == v6).copied().collect()
+    } else {
+        candidates.to_vec()
+    }
+}
+
+fn add_slots(
+    cluster: &Cluster,
+    index: u32,
+    observed: &Observed<'_>,
+    indices: &Indices,
+    contents: &mut Contents,
+) {
+    let candidates: Vec<Candidate> = observed
+        .endpoints
+        .active(&cluster.name)
+        .filter_map(|endpoint| {
+            Some(Candidate {
+                index: indices.backends.find(&(index, endpoint.address))?,
+                identity: maglev::identity(words(endpoint.address.ip()), endpoint.address.port()),
+                weight: endpoint.weight,
+            })
+        })
+        .collect();
+    let is_v6 = |candidate: &Candidate| contents.backends[&candidate.index].flags & backend::V6 != 0;
+    let split = is_split(cluster, candidates.iter().map(is_v6));
+    let windows: Vec<(u32, Vec<u32>)> = [false, true]
+        .into_iter()
+        .filter(|&v6| split || !v6)
+        .map(|v6| {
+            let of_family = for_clients_of(cluster, &candidates, v6, is_v6);
+            (window(index, v6), slots(cluster.lb_policy, &of_family))
+        })
+        .collect();
+    contents.slots.extend(windows);
+}
+
+/// Entries for all endpoints, also those that drain: their flows follow route and neighbour like all others.
+fn add_backends(
+    config: &Config,
+    observed: &Observed<'_>,
+    indices: &mut Indices,
+    contents: &mut Contents,
+) -> Result<()> {
+    // Taken out for the time of this function, since the other indices are in use meanwhile.
+    let mut addresses = std::mem::take(&mut indices.snat_addresses);
+    let mut snat = SnatAddresses::new(config, &mut addresses);
+    for ((name, address), _) in observed.endpoints.iter() {
+        let cluster = match name.as_str() {
+            // What an earlier agent left.
+            "" => 0,
+            name => {
+                let index = indices.clusters.get(&name.to_owned());
+                index.with_context(|| format!("more than {} clusters", MAX_CLUSTERS / 2 - 1))?
+            }
+        };
+        let id = indices
+            .backends
+            .get(&(cluster, *address))
+            .with_context(|| format!("more than {} backends", MAX_BACKENDS - 1))?;
+        let backend = backend_entry(cluster, *address, observed, indices, &mut snat, contents)?;
+        contents.backends.insert(id, backend);
+    }
+    indices.snat_addresses = addresses;
+    Ok(())
+}
+
+fn backend_entry(
+    cluster: u32,
+    address: SocketAddr,
+    observed: &Observed<'_>,
+    indices: &mut Indices,
+    snat: &mut SnatAddresses<'_>,
+    contents: &mut Contents,
+) -> Result<Backend> {
+    let ip = address.ip();
+    let mut entry = Backend {
+        address: words(ip),
+        port: address.port().to_be(),
+        flags: backend::USED | if ip.is_ipv6() { backend::V6 } else { 0 },
+        hop: 0,
+        snat_first: 0,
+        snat_count: 0,
+        cluster: window(cluster, false),
+        zero: 0,
+    };
+    let path = match observed.paths.get(&ip) {
+        Some(RouteTo::Via(path)) => path,
+        Some(RouteTo::Local) => {
+            entry.flags |= backend::PROXY_ONLY;
+            return Ok(entry);
+        }
+        Some(RouteTo::Unreachable(_)) | None => return Ok(entry),
+    };
+    let Some(hop) = hops::towards(ip, path, observed) else {
+        entry.flags |= backend::PROXY_ONLY;
+        return Ok(entry);
+    };
+    if observed.translated.contains_key(&address) {
+        entry.flags |= backend::PROXY_ONLY;
+    }
+    let index = indices.hops.get(&Destination::Backend(ip));
+    entry.hop = index.with_context(|| format!("more than {} next hops", MAX_NEXT_HOPS - 1))?;
+    (entry.snat_first, entry.snat_count) = snat.window(observed.network.stable_source(path.source));
+    contents.hops.insert(entry.hop, hop);
+    Ok(entry)
+}

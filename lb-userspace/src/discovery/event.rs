@@ -1,0 +1,36 @@
+//! What changed, when, and why.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use serde::{Serialize, Serializer};
+
+/// A transition of an endpoint, or of a cluster's discovery as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Event {
+    /// RFC 3339, UTC, in milliseconds.
+    #[serde(serialize_with = "rfc3339")]
+    pub at: SystemTime,
+    pub cluster: String,
+    /// `None`: the cluster itself.
+    pub endpoint: Option<SocketAddr>,
+    pub from: String,
+    pub to: String,
+    pub why: String,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cluster, from, to, why, .. } = self;
+        write!(f, "cluster {cluster}")?;
+        if let Some(endpoint) = self.endpoint {
+            write!(f, ", endpoint {endpoint}")?;
+        }
+        if from == to { write!(f, ": {to}: {why}") } else { write!(f, ": {from} -> {to}: {why}") }
+    }
+}
+
+fn rfc3339<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*at))
+}

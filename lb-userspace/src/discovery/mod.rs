@@ -1,0 +1,307 @@
+//! Endpoints from DNS (`discovery: { type: strict_dns }`), with Envoy's STRICT_DNS semantics.
+//!
+//! [`Discovery`] asks again and again, one refresh of a cluster at a time, and tells what changed. `state` decides (a
+//! pure machine, with `host`, `flap` and `schedule`), `resolver` asks by the rules of `resolv_conf`, `saved` keeps the
+//! last good answers on disk. `docs/config.md` has the rules for users.
+
+mod answer;
+mod event;
+mod flap;
+mod host;
+mod resolv_conf;
+mod resolver;
+mod saved;
+mod schedule;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::time::sleep;
+
+use self::answer::{Answer, Failure, FailureKind, HostAnswer};
+pub use self::event::Event;
+use self::resolv_conf::ResolvConfFile;
+use self::resolver::Resolver;
+use self::saved::{SavedCluster, Saver};
+use self::state::{Phase, Question, State, Step};
+use crate::model::{self, Cluster, Endpoint, StrictDns};
+
+/// Of DNS servers.
+const PORT: u16 = 53;
+
+/// Hosts of a cluster that are asked for at a time.
+const CONCURRENT_HOSTS: usize = 8;
+
+/// Endpoint events of one update that are logged one by one.
+const LOGGED_ENDPOINTS: usize = 16;
+
+/// What happened to a cluster.
+#[derive(Clone, Debug)]
+pub struct Update {
+    pub cluster: String,
+    /// The list of endpoints, or a weight in it, is another than before.
+    pub endpoints_changed: bool,
+    /// Endpoints go from `absent` to `healthy`, and to `draining` when they left the answers. A cluster is
+    /// `unresolved`, `saved`, `resolved`, `stale` or `empty`.
+    pub events: Vec<Event>,
+}
+
+/// How the discovery of a cluster stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClusterDiscovery {
+    /// One of the states of a cluster, see [`Update::events`].
+    pub state: &'static str,
+    pub why: String,
+    /// Seconds since DNS last answered; `None`: never.
+    pub last_answer_age_s: Option<u64>,
+    /// Seconds to the next refresh; `None` without a name to ask for.
+    pub next_refresh_s: Option<u64>,
+    /// The last failure, if there was one since the start.
+    pub last_failure: Option<String>,
+}
+
+/// The clusters whose endpoints come from DNS.
+pub struct Discovery {
+    resolver: Arc<Resolver>,
+    state_dir: Option<PathBuf>,
+    saver: Option<Saver>,
+    /// Of an earlier run.
+    saved: BTreeMap<String, SavedCluster>,
+    clusters: BTreeMap<String, Watched>,
+    refreshes: JoinSet<Vec<(usize, HostAnswer)>>,
+    /// Whose refresh a task is. A task that is not in here any more counts for nothing.
+    tasks: HashMap<Id, String>,
+    updates: VecDeque<Update>,
+    started: Instant,
+}
+
+struct Watched {
+    state: State,
+    refresh: Option<(AbortHandle, Instant)>,
+    settled: bool,
+}
+
+impl Discovery {
+    /// Asks the servers of the file `resolv_conf`, keeps the last good answers in `state_dir`.
+    pub fn new(resolv_conf: PathBuf, state_dir: Option<PathBuf>) -> Self {
+        Self::with_port(resolv_conf, state_dir, PORT)
+    }
+
+    fn with_port(resolv_conf: PathBuf, state_dir: Option<PathBuf>, port: u16) -> Self {
+        Self {
+            resolver: Arc::new(Resolver::new(ResolvConfFile::new(resolv_conf), port)),
+            saved: state_dir.as_deref().map(saved::load).unwrap_or_default(),
+            state_dir,
+            saver: None,
+            clusters: BTreeMap::new(),
+            refreshes: JoinSet::new(),
+            tasks: HashMap::new(),
+            updates: VecDeque::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Makes the watched clusters equal to those of `clusters` whose discovery is DNS. One that stays keeps its
+    /// endpoints; what another configuration changes comes from [`changed`](Self::changed). Needs a tokio runtime.
+    pub fn apply(&mut self, clusters: &[Cluster]) {
+        let wanted: BTreeMap<&str, &StrictDns> = clusters
+            .iter()
+            .filter_map(|cluster| match &cluster.discovery {
+                model::Discovery::StrictDns(settings) => Some((cluster.name.as_str(), settings)),
+                model::Discovery::Static(_) => None,
+            })
+            .collect();
+        let removed: Vec<String> =
+            self.clusters.keys().filter(|name| !wanted.contains_key(name.as_str())).cloned().collect();
+        for name in removed {
+            self.stop_refresh(&name);
+            self.clusters.remove(&name);
+        }
+        for (name, settings) in wanted {
+            self.watch(name, settings);
+        }
+    }
+
+    fn watch(&mut self, name: &str, settings: &StrictDns) {
+        let now = self.started.elapsed();
+        let step = match self.clusters.get_mut(name) {
+            Some(watched) if watched.state.settings() == settings => return,
+            Some(watched) => watched.state.reconfigure(now, settings),
+            None => {
+                let mut state = State::new(settings);
+                let step = state.start(now, self.saved.get(name));
+                self.clusters.insert(name.to_owned(), Watched { state, refresh: None, settled: false });
+                step
+            }
+        };
+        self.tell(name, step, false);
+        self.stop_refresh(name);
+        self.schedule(name, Duration::ZERO);
+    }
+
+    fn stop_refresh(&mut self, name: &str) {
+        let Some(watched) = self.clusters.get_mut(name) else { return };
+        if let Some((task, _)) = watched.refresh.take() {
+            self.tasks.remove(&task.id());
+            task.abort();
+        }
+    }
+
+    fn schedule(&mut self, name: &str, wait: Duration) {
+        let Some(watched) = self.clusters.get_mut(name) else { return };
+        let questions = watched.state.questions();
+        if questions.is_empty() {
+            watched.settled = true;
+            return;
+        }
+        let resolver = Arc::clone(&self.resolver);
+        let task = self.refreshes.spawn(async move {
+            sleep(wait).await;
+            ask(resolver, questions).await
+        });
+        self.tasks.insert(task.id(), name.to_owned());
+        watched.refresh = Some((task, Instant::now() + wait));
+    }
+
+    /// Waits for something to tell: a change, or the first outcome of a cluster. Cancel safe.
+    pub async fn changed(&mut self) -> Update {
+        loop {
+            if let Some(update) = self.updates.pop_front() {
+                return update;
+            }
+            match self.refreshes.join_next_with_id().await {
+                None => pending().await,
+                Some(Ok((task, answers))) => self.absorb(task, Some(answers)),
+                Some(Err(error)) => self.absorb(error.id(), None),
+            }
+        }
+    }
+
+    /// `None`: the refresh came to no end.
+    fn absorb(&mut self, task: Id, answers: Option<Vec<(usize, HostAnswer)>>) {
+        let Some(name) = self.tasks.remove(&task) else { return };
+        let Some(watched) = self.clusters.get_mut(&name) else { return };
+        let answers = answers.unwrap_or_else(|| watched.state.questions().iter().map(unanswered).collect());
+        let step = watched.state.absorb(self.started.elapsed(), &answers, fastrand::f64());
+        let first = !std::mem::replace(&mut watched.settled, true);
+        let (wait, save) = (step.wait, step.endpoints_changed);
+        self.tell(&name, step, first);
+        if save {
+            self.save();
+        }
+        self.schedule(&name, wait);
+    }
+
+    fn tell(&mut self, cluster: &str, step: Step, first: bool) {
+        if step.transitions.is_empty() && !step.endpoints_changed && !first {
+            return;
+        }
+        let at = SystemTime::now();
+        let events = step.transitions.into_iter().map(|transition| Event {
+            at,
+            cluster: cluster.to_owned(),
+            endpoint: transition.endpoint,
+            from: transition.from.to_owned(),
+            to: transition.to.to_owned(),
+            why: transition.why,
+        });
+        let events: Vec<Event> = events.collect();
+        log_events(cluster, &events);
+        let update =
+            Update { cluster: cluster.to_owned(), endpoints_changed: step.endpoints_changed, events };
+        self.updates.push_back(update);
+    }
+
+    fn save(&mut self) {
+        let Some(dir) = &self.state_dir else { return };
+        let saver = self.saver.get_or_insert_with(|| Saver::start(dir.clone()));
+        let clusters = self.clusters.iter();
+        saver.save(clusters.map(|(name, watched)| (name.clone(), watched.state.to_save())).collect());
+    }
+
+    /// The endpoints of a cluster now, sorted, each once, with the greatest weight of its hosts. `None`: DNS was not
+    /// asked for it, or has not answered and nothing was saved.
+    pub fn endpoints(&self, cluster: &str) -> Option<&[Endpoint]> {
+        let state = &self.clusters.get(cluster)?.state;
+        state.is_known().then(|| state.endpoints())
+    }
+
+    /// How the discovery of a cluster stands; `None` if its endpoints are not from DNS.
+    pub fn status(&self, cluster: &str) -> Option<ClusterDiscovery> {
+        let Watched { state, refresh, .. } = self.clusters.get(cluster)?;
+        let now = self.started.elapsed();
+        let (phase, why) = state.phase();
+        Some(ClusterDiscovery {
+            state: phase.as_str(),
+            why: why.to_owned(),
+            last_answer_age_s: state.last_answer.map(|at| now.saturating_sub(at).as_secs()),
+            next_refresh_s: refresh
+                .as_ref()
+                .map(|(_, at)| at.saturating_duration_since(Instant::now()).as_secs()),
+            last_failure: state.last_failure.clone(),
+        })
+    }
+
+    /// Whether every cluster had its first outcome, an answer or a failure.
+    pub fn settled(&self) -> bool {
+        self.clusters.values().all(|watched| watched.settled)
+    }
+}
+
+/// One refresh.
+async fn ask(resolver: Arc<Resolver>, questions: Vec<Question>) -> Vec<(usize, HostAnswer)> {
+    let mut answers = Vec::with_capacity(questions.len());
+    let mut questions = questions.into_iter();
+    let mut lookups = JoinSet::new();
+    loop {
+        while lookups.len() < CONCURRENT_HOSTS
+            && let Some(question) = questions.next()
+        {
+            let resolver = Arc::clone(&resolver);
+            lookups.spawn(async move {
+                let Question { index, host, families, known } = question;
+                (index, resolver.lookup(&host, families, known.as_deref()).await)
+            });
+        }
+        match lookups.join_next().await {
+            None => return answers,
+            Some(Ok(answer)) => answers.push(answer),
+            // Without a panic the runtime is ending.
+            Some(Err(error)) => {
+                if let Ok(panic) = error.try_into_panic() {
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        }
+    }
+}
+
+/// The answer where a refresh broke off.
+fn unanswered(question: &Question) -> (usize, HostAnswer) {
+    let failure =
+        Failure { kind: FailureKind::Malformed, why: "the query broke off by an error of its own".into() };
+    let of = |asked: bool| asked.then(|| Answer::Failure(failure.clone()));
+    (question.index, HostAnswer { v4: of(question.families.v4), v6: of(question.families.v6), name: None })
+}
+
+fn log_events(cluster: &str, events: &[Event]) {
+    let (endpoints, own): (Vec<&Event>, Vec<&Event>) =
+        events.iter().partition(|event| event.endpoint.is_some());
+    for event in own {
+        if event.to == Phase::Resolved.as_str() { log::info!("{event}") } else { log::warn!("{event}") }
+    }
+    for event in endpoints.iter().take(LOGGED_ENDPOINTS) {
+        log::info!("{event}");
+    }
+    if endpoints.len() > LOGGED_ENDPOINTS {
+        log::info!("cluster {cluster}: {} more endpoints changed", endpoints.len() - LOGGED_ENDPOINTS);
+    }
+}
