@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use lb_common::balance::{self, policy};
 use lb_common::address::words;
+use lb_common::balance::{self, policy};
 use lb_common::maglev::{self, Candidate};
 use lb_common::{Address, Key, V4, V6};
 
@@ -74,7 +74,8 @@ impl ClusterBalancer {
 
 impl Table {
     fn new(cluster: &Cluster, endpoints: &Endpoints, known: &HashMap<SocketAddr, Arc<Backend>>) -> Self {
-        let backend = |address| known.get(&address).cloned().unwrap_or_else(|| Arc::new(Backend::new(address)));
+        let backend =
+            |address| known.get(&address).cloned().unwrap_or_else(|| Arc::new(Backend::new(address)));
         let by_address: HashMap<_, _> =
             endpoints.of(&cluster.name).map(|(address, _)| (address, backend(address))).collect();
         let mut backends = Vec::new();

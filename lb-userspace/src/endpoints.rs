@@ -86,10 +86,9 @@ impl Endpoints {
 
     /// Those of a cluster that take new connections.
     pub fn active<'a>(&'a self, cluster: &str) -> impl Iterator<Item = Endpoint> + 'a {
-        self.of(cluster).filter(|(_, member)| member.draining.is_none()).map(|(address, member)| Endpoint {
-            address,
-            weight: member.weight,
-        })
+        self.of(cluster)
+            .filter(|(_, member)| member.draining.is_none())
+            .map(|(address, member)| Endpoint { address, weight: member.weight })
     }
 
     /// All of a cluster.

@@ -129,14 +129,16 @@ mod tests {
     fn a_more_specific_route_marks_the_next_wider_one_until_its_flows_have_ended() {
         let start = 1_000;
         let old = contents(&[("0.0.0.0/0", 1), ("10.0.0.0/8", 2), ("192.168.0.0/16", 3)]);
-        let mut new = contents(&[("0.0.0.0/0", 1), ("10.0.0.0/8", 2), ("192.168.0.0/16", 3), ("10.1.0.0/16", 4)]);
+        let mut new =
+            contents(&[("0.0.0.0/0", 1), ("10.0.0.0/8", 2), ("192.168.0.0/16", 3), ("10.1.0.0/16", 4)]);
         let mut moved = MovedRoutes::default();
         moved.mark(&old, &mut new, start);
         assert_eq!(marked(&new), [2]);
         assert!(!moved.settle(start + GRACE, |hop| hop == 2), "a flow goes by the new route");
         assert!(!moved.settle(start, |_| false), "one may still come");
         assert!(moved.settle(start + GRACE, |_| false));
-        let mut next = contents(&[("0.0.0.0/0", 1), ("10.0.0.0/8", 2), ("192.168.0.0/16", 3), ("10.1.0.0/16", 4)]);
+        let mut next =
+            contents(&[("0.0.0.0/0", 1), ("10.0.0.0/8", 2), ("192.168.0.0/16", 3), ("10.1.0.0/16", 4)]);
         moved.mark(&new, &mut next, start);
         assert_eq!(marked(&next), []);
     }

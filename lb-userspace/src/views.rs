@@ -37,7 +37,8 @@ pub fn status(status: &Value) -> String {
     text += &section(columns, &status["interfaces"], ["name", "rung", "why"]);
     let columns = [left("LISTENER"), left("ADDRESS"), left("CLUSTER"), left("RUNG"), left("SERVES")];
     text += &section(columns, &status["listeners"], ["name", "address", "cluster", "rung", "serves"]);
-    let columns = [left("CLUSTER"), right("ENDPOINTS"), right("HEALTHY"), right("DRAINING"), left("DISCOVERY")];
+    let columns =
+        [left("CLUSTER"), right("ENDPOINTS"), right("HEALTHY"), right("DRAINING"), left("DISCOVERY")];
     let mut clusters = status["clusters"].clone();
     for cluster in clusters.as_array_mut().into_iter().flatten() {
         cluster["discovery"] = discovery(&cluster["discovery"]).into();

@@ -12,7 +12,9 @@ use serde_json::Value;
 use crate::agent::{Agent, headgate};
 use crate::cmd::wait_for;
 use crate::dnsmasq::{Dnsmasq, Unknown};
+use crate::http::sequential;
 use crate::nginx::Nginx;
+use crate::rung::{Rung, Totals};
 use crate::scenario::{Setup, start_nginx};
 use crate::topology::{Family, Topology};
 
@@ -139,5 +141,18 @@ pub fn wait_why(agent: &Agent, known: usize, words: &[&str]) -> Result<()> {
     })
 }
 
-/// Words for a server that does not answer.
-pub const SILENCE: [&str; 3] = ["timeout", "timed out", "no answer"];
+/// What events say of a server that does not answer.
+pub const SILENCE: [&str; 1] = ["did not answer"];
+
+/// Until every one of a few new connections, and of what others make meanwhile, is carried by `rung`. On xdp the first ones to a new endpoint may be
+/// handed to TC, while its neighbour is not known yet.
+pub fn wait_carried_by(cluster: &Cluster, agent: &Agent, rung: Rung) -> Result<()> {
+    const CONNECTIONS: u64 = 9;
+    wait_for(&format!("all connections are carried by {rung}"), SOON, || {
+        let before = agent.totals()?;
+        sequential(&cluster.topology.client, Family::V4.vip(), CONNECTIONS)?.require(CONNECTIONS)?;
+        let carried = agent.totals()?.sum().since(before.sum());
+        ensure!(carried == Totals::only(rung, carried.sum()), "{carried:?}");
+        Ok(())
+    })
+}

@@ -1,5 +1,5 @@
-//! Hosts and cables of any arrangement, for what [`topology`](crate::topology) cannot draw: bridges, tunnels, routers,
-//! several links between two hosts.
+//! Hosts and cables of any arrangement, for what [`topology`](crate::topology) cannot draw: bridges, tunnels,
+//! routers, several links between two hosts.
 //!
 //! Networks are numbered as there: host H of network N is 10.200.N.H/24 and fd00:200:N::H/64. No host forwards
 //! unless told to, and addresses come without duplicate address detection.
@@ -51,8 +51,8 @@ impl Lan {
         Ok(lan)
     }
 
-    /// A cable: a veth pair with both ends up. XDP needs as many receive queues at one end as the other has transmit
-    /// queues.
+    /// A cable: a veth pair with both ends up. XDP needs as many receive queues at one end as the other has
+    /// transmit queues.
     pub fn cable(&self, (near, near_device): (&str, &str), (far, far_device): (&str, &str)) -> Result<()> {
         #[rustfmt::skip]
         self[near].ip(&[
@@ -142,8 +142,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// Starts nginx on the named hosts, and the agent on [`LB`] with the setup's mode forced on the interfaces that it
-    /// finds by itself.
+    /// Starts nginx on the named hosts, and the agent on [`LB`] with the setup's mode forced on the interfaces that
+    /// it finds by itself.
     pub fn start(
         lan: Lan,
         setup: Setup,

@@ -59,7 +59,8 @@ fn open(device: &str) -> Result<File> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/net/tun")?;
     let request = Request::new(device);
-    // SAFETY: TUNSETIFF reads and writes a `struct ifreq`; `Request` has its size, and the kernel keeps no pointer to it.
+    // SAFETY: TUNSETIFF reads and writes a `struct ifreq`; `Request` has its size, and the kernel keeps no pointer
+    // to it.
     unsafe { ioctl(&file, Setter::<{ opcode::write::<i32>(b'T', 202) }, Request>::new(request)) }?;
     Ok(file)
 }

@@ -5,17 +5,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::ensure;
 use lb_tests::agent::{Agent, config};
 use lb_tests::cmd::wait_for;
 use lb_tests::http::{Connection, sequential};
-use lb_tests::netns::Namespace;
 use lb_tests::scenario::{Scenario, Setup, start_nginx};
+use lb_tests::second_link::{self, SECOND, received};
 use lb_tests::topology::{Family, Topology};
-use serde_json::Value;
-
-/// Number of the second link between client and balancer.
-const SECOND: usize = 90;
 
 #[test]
 fn flows_follow_the_routes_to_their_clients_on_xdp() {
@@ -31,7 +27,7 @@ fn flows_follow_the_routes_to_their_clients_on_tc() {
 /// by another gateway, a more specific one, a less specific one after both are gone.
 fn flows_follow_the_routes_to_their_clients(setup: Setup) {
     let topology = Topology::new(&setup.options()).unwrap();
-    second_link(&topology).unwrap();
+    second_link::join(&topology).unwrap();
     let nginx = start_nginx(&topology, None).unwrap();
     let agent = Agent::start(&topology, &config(setup.rung().name(), &topology)).unwrap();
     let scenario = Scenario { agent, nginx, topology };
@@ -50,17 +46,18 @@ fn flows_follow_the_routes_to_their_clients(setup: Setup) {
         let by_first = ["via", first.as_str(), "dev", "lc0"];
         let by_second = ["via", second.as_str(), "dev", "lc9"];
         let route = |what: &str, net: &str, way: &[&str]| {
-            lb.ip(&[&[flag(family), "route", what, net], way].concat()).unwrap();
+            lb.ip(&[&[family.flag(), "route", what, net], way].concat()).unwrap();
         };
         route("add", net, &by_first);
-        let before = scenario.agent.totals().unwrap();
         let mut connection = wait_for("the way back is known", Duration::from_secs(5), || {
-            Connection::open_in(client, family.vip())
+            let before = scenario.agent.totals()?;
+            let connection = Connection::open_in(client, family.vip())?;
+            scenario.agent.require_carried(&before, setup.rung(), 1)?;
+            Ok(connection)
         })
         .unwrap();
         let name = connection.get().unwrap();
         assert_eq!(connection.local().unwrap().ip().to_string(), address);
-        scenario.agent.require_carried(&before, setup.rung(), 1).unwrap();
         let mut comes_by = |device: &str| {
             wait_for(&format!("{family}: replies come by {device}"), Duration::from_secs(5), || {
                 let before = received(client, device)?;
@@ -106,7 +103,7 @@ fn neighbours_are_found_on_another_link_on_tc() {
 /// link, where they have another one.
 fn neighbours_are_found_on_another_link(setup: Setup) {
     let topology = Topology::new(&setup.options()).unwrap();
-    second_link(&topology).unwrap();
+    second_link::join(&topology).unwrap();
     let _nginx = start_nginx(&topology, None).unwrap();
     let agent = Agent::start(&topology, &config(setup.rung().name(), &topology)).unwrap();
     let (client, lb) = (&topology.client, &topology.lb);
@@ -119,8 +116,13 @@ fn neighbours_are_found_on_another_link(setup: Setup) {
             Family::V4 => "10.200.0.0/24",
             Family::V6 => "fd00:200::/64",
         };
-        lb.ip(&[flag(family), "route", "del", net, "dev", "lc0"]).unwrap();
-        lb.ip(&[flag(family), "route", "add", net, "dev", "lc9"]).unwrap();
+        if family == Family::V6 {
+            // Neighbour discovery, unlike ARP, is answered for a link's own addresses alone.
+            let address = format!("{}/128", family.peer(0));
+            client.ip(&["addr", "add", &address, "dev", "c9", "nodad"]).unwrap();
+        }
+        lb.ip(&[family.flag(), "route", "del", net, "dev", "lc0"]).unwrap();
+        lb.ip(&[family.flag(), "route", "add", net, "dev", "lc9"]).unwrap();
         wait_for("replies come by the other link", Duration::from_secs(5), || {
             let before = received(client, "c9")?;
             for _ in 0..20 {
@@ -150,7 +152,7 @@ fn a_new_interface_carries_traffic(setup: Setup) {
     let scenario = Scenario::start(setup, None).unwrap();
     let (agent, topology) = (&scenario.agent, &scenario.topology);
     for _ in 0..2 {
-        second_link(topology).unwrap();
+        second_link::join(topology).unwrap();
         for family in Family::ALL {
             let vip = SocketAddr::new(family.lb(SECOND), family.vip().port());
             wait_for(&format!("{vip} is served by {}", setup.rung()), Duration::from_secs(10), || {
@@ -202,56 +204,4 @@ fn a_neighbour_that_changes_without_a_word_is_found_again() {
     for family in Family::ALL {
         sequential(&scenario.topology.client, family.vip(), 9).unwrap().require(9).unwrap();
     }
-}
-
-/// `lc9` at the balancer, `c9` at the client, with addresses like those of the other links.
-fn second_link(topology: &Topology) -> Result<()> {
-    let (lb, client) = (&topology.lb, &topology.client);
-    lb.ip(&[
-        "link",
-        "add",
-        "lc9",
-        "numrxqueues",
-        "2",
-        "numtxqueues",
-        "2",
-        "type",
-        "veth",
-        "peer",
-        "name",
-        "c9",
-        "numrxqueues",
-        "2",
-        "numtxqueues",
-        "2",
-        "netns",
-        client.name(),
-    ])?;
-    for (namespace, device) in [(lb, "lc9"), (client, "c9")] {
-        for family in Family::ALL {
-            let address = if device == "lc9" { family.lb(SECOND) } else { family.peer(SECOND) };
-            namespace.ip(&["addr", "add", &family.with_prefix(address), "dev", device])?;
-        }
-        namespace.ip(&["link", "set", device, "up"])?;
-    }
-    // What comes by the second link is answered, and comes for a client that writes by the first.
-    for device in ["all", "c0", "c9"] {
-        client.sysctl(&format!("net.ipv4.conf.{device}.rp_filter"), "0")?;
-    }
-    // Native XDP at the balancer's end loses the mark of a partial checksum.
-    client.run("ethtool", &["-K", "c9", "tx", "off"])?;
-    Ok(())
-}
-
-fn flag(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "-4",
-        Family::V6 => "-6",
-    }
-}
-
-fn received(host: &Namespace, device: &str) -> Result<u64> {
-    let text = host.ip(&["-j", "-s", "link", "show", "dev", device])?;
-    let links: Value = serde_json::from_str(&text).context("ip -j -s link")?;
-    links[0]["stats64"]["rx"]["packets"].as_u64().with_context(|| format!("{device}: {text}"))
 }

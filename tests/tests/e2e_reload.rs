@@ -184,9 +184,7 @@ fn rungs_and_interfaces_change_under_open_connections() {
     let (agent, client) = (&scenario.agent, &scenario.topology.client);
     let xdp = config("xdp", &scenario.topology);
     let mut kept: Vec<Kept> = Family::ALL.map(|family| Kept::open(&scenario, family.vip())).into();
-    let named = |text: &str, names: &str| {
-        text.replacen("datapath: {", &format!("datapath: {{ interfaces: {names},"), 1)
-    };
+    let named = |text: &str, names: &str| text.replace("interfaces: auto", &format!("interfaces: {names}"));
     let steps = [
         (xdp.replace("mode: xdp", "mode: tc"), Rung::Tc),
         (xdp.clone(), Rung::Xdp),

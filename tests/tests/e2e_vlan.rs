@@ -74,8 +74,8 @@ fn site(setup: Setup, clients: Option<u16>, backend: Option<u16>, interfaces: &s
     let links = [(0, "lc0", ("client", "c0"), clients), (1, "lb1", ("b1", "e0"), backend)];
     for (network, near, (host, far), vlan) in links {
         lan.cable((LB, near), (host, far)).unwrap();
-        // Tags in the frame, where XDP looks for them: a veth else passes them beside it, as a NIC does that takes them
-        // off. The balancer's sender may do as it likes.
+        // Tags in the frame, where XDP looks for them: a veth else passes them beside it, as a NIC does that takes
+        // them off. The balancer's sender may do as it likes.
         if setup == Setup::Xdp {
             lan[host].run("ethtool", &["-K", far, "txvlan", "off"]).unwrap();
         }

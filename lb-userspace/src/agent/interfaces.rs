@@ -8,9 +8,7 @@ use lb_common::Rung;
 
 use crate::datapath::attach;
 use crate::datapath::kernel::Kernel;
-use crate::datapath::object::{
-    Pins, Rejected, TC_L3_PROGRAM, XDP_FRAGS_PROGRAM, XDP_PROGRAM,
-};
+use crate::datapath::object::{Pins, Rejected, TC_L3_PROGRAM, XDP_FRAGS_PROGRAM, XDP_PROGRAM};
 use crate::model::{Config, Mode};
 use crate::net::{self, Link, RouteTo, Snapshot};
 
@@ -101,7 +99,8 @@ impl Interfaces {
                     continue;
                 }
             };
-            let interface = Interface { index: link.index, name: link.name.clone(), rung, why, mtu: link.mtu };
+            let interface =
+                Interface { index: link.index, name: link.name.clone(), rung, why, mtu: link.mtu };
             if before.is_none_or(|before| (before.rung, &before.why) != (rung, &interface.why)) {
                 log::info!("{}: {} ({})", link.name, rung_name(rung), interface.why);
             }
@@ -146,7 +145,10 @@ async fn attach_one(
     let tc_reason = match mode {
         Mode::Tc => Some("datapath.mode is tc".to_owned()),
         Mode::Xdp if named => None,
-        Mode::Xdp => software_kind(link),
+        Mode::Xdp => match software_kind(link) {
+            None => local_sender(link).await,
+            found => found,
+        },
         Mode::Auto | Mode::Proxy => match kernel.rejected(XDP_PROGRAM) {
             Some(_) => Some("the kernel does not take the XDP program, see the log".to_owned()),
             None => slow_kind(link).await,
@@ -202,6 +204,20 @@ fn software_kind(link: &Link) -> Option<String> {
     }
     let kind = link.kind.as_deref().filter(|kind| SOFTWARE.contains(kind))?;
     Some(format!("a {kind} device exists in software alone and has no native XDP"))
+}
+
+/// That the far end of a veth is a local sender, as a pod is: without an XDP program there it takes no frames that XDP
+/// sends, and it leaves checksums unfinished, a mark that XDP loses.
+async fn local_sender(link: &Link) -> Option<String> {
+    if link.kind.as_deref() != Some("veth") {
+        return None;
+    }
+    match net::xdp_features(link.index).await {
+        Ok(Some(features)) if !features.ndo_xmit => {
+            Some("a veth whose far end has no XDP program: it takes no frames from XDP, and sends unfinished checksums".into())
+        }
+        _ => None,
+    }
 }
 
 /// Why TC is better on a link than XDP, if it is.

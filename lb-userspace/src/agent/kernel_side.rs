@@ -96,15 +96,19 @@ impl KernelSide {
         })
     }
 
-    /// Makes everything equal to what configuration, endpoints and network ask for.
-    pub async fn reconcile(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
+    /// Finds out where endpoints are and how they are reached, and has their neighbours resolved.
+    pub async fn explore(&mut self, endpoints: &Endpoints, network: &Snapshot) {
         self.find_paths(endpoints, network).await;
         self.try_endpoints(endpoints).await;
-        self.update_maps(config, endpoints, network).await
     }
 
-    /// The same where only neighbours changed.
-    pub async fn update_maps(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
+    /// Makes the maps equal to what configuration, endpoints and network ask for.
+    pub async fn update_maps(
+        &mut self,
+        config: &Config,
+        endpoints: &Endpoints,
+        network: &Snapshot,
+    ) -> Result<()> {
         let devices = redirect_targets(network).await;
         let translated = self.trials.iter().filter_map(|(of, to)| Some((*of, (*to)?))).collect();
         let observed = Observed {
@@ -227,9 +231,9 @@ impl KernelSide {
         self.indices.backend(cluster, *address)
     }
 
-    /// Whether an endpoint has kernel flows, as of the last sweep.
-    pub fn has_flows(&self, name: &Name) -> bool {
-        self.backend_index(name).is_some_and(|index| self.usage.has_backend(index))
+    /// Whether an endpoint has kernel flows that are open, as of the last sweep.
+    pub fn has_open_flows(&self, name: &Name) -> bool {
+        self.backend_index(name).is_some_and(|index| self.usage.has_open_flows(index))
     }
 
     /// What stands for a listener in the maps.
@@ -251,7 +255,8 @@ impl KernelSide {
         }
         match self.paths.get(&address.ip()) {
             Some(RouteTo::Local) if network.is_cluster_ip(address.ip()) => Some(
-                "a ClusterIP (kube-ipvs0): use a headless Service, whose name has the addresses of the pods".into(),
+                "a ClusterIP (kube-ipvs0): use a headless Service, whose name has the addresses of the pods"
+                    .into(),
             ),
             Some(RouteTo::Local) => Some("an address of this node".into()),
             Some(RouteTo::Via(path)) if path.encapsulated => Some("behind a route that wraps packets".into()),
@@ -290,7 +295,8 @@ impl KernelSide {
             }
         }
         // Only Ethernet has neighbours.
-        neighbours.retain(|(link, _)| network.link_by_index(*link).is_some_and(|link| link.ethernet && link.up));
+        neighbours
+            .retain(|(link, _)| network.link_by_index(*link).is_some_and(|link| link.ethernet && link.up));
         for (link, address) in self.neighbours.wanted.difference(&neighbours) {
             // A link that is gone took its neighbours along.
             if network.link_by_index(*link).is_some()
@@ -340,8 +346,10 @@ impl KernelSide {
         let untried: Vec<SocketAddr> =
             wanted.into_iter().filter(|address| !self.trials.contains_key(address)).collect();
         for some in untried.chunks(TRIALS) {
-            let trials: JoinSet<_> =
-                some.iter().map(|&address| async move { (address, net::translated(address).await) }).collect();
+            let trials: JoinSet<_> = some
+                .iter()
+                .map(|&address| async move { (address, net::translated(address).await) })
+                .collect();
             for (address, result) in trials.join_all().await {
                 match result {
                     Ok(to) => drop(self.trials.insert(address, to)),

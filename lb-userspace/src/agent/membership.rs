@@ -8,6 +8,7 @@ use crate::agent::Agent;
 use crate::balancer::ClusterBalancer;
 use crate::discovery::Update;
 use crate::model::{Cluster, Discovery as Source};
+use crate::net;
 
 /// State of an endpoint that takes new connections.
 pub(super) const HEALTHY: &str = "healthy";
@@ -64,9 +65,18 @@ impl Agent {
                             self.events.endpoint(&cluster.name, address, HEALTHY, DRAINING, why);
                         }
                         (false, true) => {
-                            let from =
-                                if before.of(&cluster.name).any(|(of, _)| of == address) { DRAINING } else { ABSENT };
-                            self.events.endpoint(&cluster.name, address, from, HEALTHY, "in the configuration");
+                            let from = if before.of(&cluster.name).any(|(of, _)| of == address) {
+                                DRAINING
+                            } else {
+                                ABSENT
+                            };
+                            self.events.endpoint(
+                                &cluster.name,
+                                address,
+                                from,
+                                HEALTHY,
+                                "in the configuration",
+                            );
                         }
                         _ => {}
                     }
@@ -91,7 +101,10 @@ impl Agent {
     /// Brings the kernel's tables up to the endpoints.
     pub(super) async fn apply_endpoints(&mut self) -> Result<()> {
         let Some(kernel) = &mut self.kernel else { return Ok(()) };
-        kernel.reconcile(&self.config, &self.endpoints, &self.network).await?;
+        kernel.explore(&self.endpoints, &self.network).await;
+        // The first connection to a new endpoint has just resolved its neighbour.
+        self.network.neighbours = net::neighbours().await?;
+        kernel.update_maps(&self.config, &self.endpoints, &self.network).await?;
         if !self.draining {
             kernel.attach(&self.config, &self.network).await?;
         }
@@ -103,7 +116,7 @@ impl Agent {
         let (kernel, balancers) = (&self.kernel, &self.balancers);
         let drained = self.endpoints.take_drained(Instant::now(), |name| {
             let proxied = balancers.get(&name.0).and_then(|balancer| balancer.backend(name.1));
-            kernel.as_ref().is_some_and(|kernel| kernel.has_flows(name))
+            kernel.as_ref().is_some_and(|kernel| kernel.has_open_flows(name))
                 || proxied.is_some_and(|backend| backend.stats.active() > 0)
         });
         for (cluster, address) in &drained {

@@ -1,8 +1,8 @@
 //! The agent: brings up proxy and kernel rungs, keeps both equal to the configuration and the node, and answers the
 //! command line.
 
-mod adopt;
 pub mod admin;
+mod adopt;
 mod drain;
 mod events;
 pub mod interfaces;
@@ -170,12 +170,15 @@ impl Agent {
 
     async fn load_and_bring_up(&mut self, mode: Mode) -> Result<KernelSide> {
         let mut kernel = KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints)?;
-        kernel.reconcile(&self.config, &self.endpoints, &self.network).await?;
+        kernel.explore(&self.endpoints, &self.network).await;
         let deadline = Instant::now() + RESOLUTION;
-        while !kernel.is_resolved() && Instant::now() < deadline {
-            sleep(Duration::from_millis(20)).await;
+        loop {
             self.network.neighbours = net::neighbours().await?;
             kernel.update_maps(&self.config, &self.endpoints, &self.network).await?;
+            if kernel.is_resolved() || Instant::now() >= deadline {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
         }
         kernel.attach(&self.config, &self.network).await?;
         kernel.confirm();
@@ -285,7 +288,10 @@ impl Agent {
 }
 
 /// What the proxy listens on.
-fn proxy_listeners(config: &Config, balancers: &BTreeMap<String, Arc<ClusterBalancer>>) -> Vec<ProxyListener> {
+fn proxy_listeners(
+    config: &Config,
+    balancers: &BTreeMap<String, Arc<ClusterBalancer>>,
+) -> Vec<ProxyListener> {
     config
         .listeners
         .iter()

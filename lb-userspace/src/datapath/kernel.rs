@@ -122,24 +122,24 @@ impl Kernel {
         Ok(())
     }
 
-    /// A hop is out of use while its fields change.
+    /// While its addresses change, a hop counts as not resolved: XDP leaves packets to TC, which asks the kernel.
     fn set_hop(&self, index: u32, new: Option<NextHop>) {
         const FLAGS_WORD: usize = std::mem::offset_of!(NextHop, mtu) / 8;
         let old = self.hops.get(index);
-        let without_flags = |hop: &NextHop| hop.mtu as u64;
-        let Some(mut new) = new else {
-            self.hops.word(index, FLAGS_WORD).store(without_flags(&old), Ordering::Release);
-            return;
+        let store = |mtu: u32, flags: u32| {
+            self.hops.word(index, FLAGS_WORD).store(mtu as u64 | (flags as u64) << 32, Ordering::Release);
         };
-        let moved = old.mac != new.mac || (old.flags ^ new.flags) & (hop::USED | hop::RESOLVED) != 0;
+        let Some(mut new) = new else { return store(old.mtu, 0) };
+        let flags = new.flags;
+        let moved = old.mac != new.mac || (old.flags ^ flags) & (hop::USED | hop::RESOLVED) != 0;
         new.epoch = old.epoch.wrapping_add(moved as u32);
         new.confirmed = monotonic_now();
-        if moved {
-            self.hops.word(index, FLAGS_WORD).store(without_flags(&old), Ordering::Release);
+        if old.mac != new.mac || old.source_mac != new.source_mac || old.ifindex != new.ifindex {
+            new.flags = old.flags & flags & !hop::RESOLVED;
+            store(old.mtu, new.flags);
         }
-        let flags = new.flags;
-        self.hops.set(index, NextHop { flags: if moved { 0 } else { flags }, ..new });
-        self.hops.word(index, FLAGS_WORD).store(new.mtu as u64 | (flags as u64) << 32, Ordering::Release);
+        self.hops.set(index, new);
+        store(new.mtu, flags);
     }
 
     /// Vouches for the hops for some more seconds.

@@ -10,7 +10,7 @@ use anyhow::Result;
 use aya::Pod;
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use lb_common::flow::flags;
-use lb_common::tcp::lifetime;
+use lb_common::tcp::{is_closing, lifetime};
 use lb_common::{Address, Flow, Key, V4, V6};
 
 use crate::datapath::batch;
@@ -25,8 +25,10 @@ pub type IdleTimeouts = HashMap<u32, Option<Duration>>;
 /// What the entries of the flow maps referred to during one sweep.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
-    /// By backend index: entries of any kind, also of flows that are closing.
-    backends: Vec<u32>,
+    /// By backend index: entries of any kind.
+    backends: Vec<bool>,
+    /// By backend index: entries of flows that are not closing.
+    open: Vec<bool>,
     /// By next-hop index.
     hops: Vec<bool>,
     /// Service ids.
@@ -44,14 +46,19 @@ pub struct Moved<'a> {
 }
 
 impl Usage {
-    /// Whether an entry refers to this backend.
+    /// Whether an entry refers to this backend, be it only to let a port rest.
     pub fn has_backend(&self, index: u32) -> bool {
-        self.backends.get(index as usize).is_some_and(|&count| count > 0)
+        is_marked(&self.backends, index)
+    }
+
+    /// Whether a connection to this backend is open, or about to be.
+    pub fn has_open_flows(&self, backend: u32) -> bool {
+        is_marked(&self.open, backend)
     }
 
     /// Whether an entry refers to this next hop.
     pub fn has_hop(&self, index: u32) -> bool {
-        self.hops.get(index as usize).is_some_and(|&used| used)
+        is_marked(&self.hops, index)
     }
 
     /// Whether an entry refers to this service id.
@@ -69,7 +76,10 @@ impl Usage {
         if flow.is_tombstone() {
             return;
         }
-        count(&mut self.backends, flow.backend);
+        mark(&mut self.backends, flow.backend);
+        if !is_closing(flow.state) {
+            mark(&mut self.open, flow.backend);
+        }
         mark(&mut self.hops, flow.hop);
         self.services.insert(flow.service);
         if flow.is_forward() {
@@ -84,12 +94,8 @@ impl Usage {
     }
 }
 
-fn count(counts: &mut Vec<u32>, index: u32) {
-    let index = index as usize;
-    if counts.len() <= index {
-        counts.resize(index + 1, 0);
-    }
-    counts[index] += 1;
+fn is_marked(marks: &[bool], index: u32) -> bool {
+    marks.get(index as usize).is_some_and(|&marked| marked)
 }
 
 fn mark(marks: &mut Vec<bool>, index: u32) {

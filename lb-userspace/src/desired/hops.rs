@@ -73,7 +73,11 @@ fn set_neighbour(hop: &mut NextHop, network: &Snapshot, link: u32, address: IpAd
 }
 
 /// Routes back to clients: the main table, of each prefix the one of least metric.
-pub(super) fn add_routes(observed: &Observed<'_>, indices: &mut Indices, contents: &mut Contents) -> Result<()> {
+pub(super) fn add_routes(
+    observed: &Observed<'_>,
+    indices: &mut Indices,
+    contents: &mut Contents,
+) -> Result<()> {
     let mut best: HashMap<IpNet, &crate::net::Route> = HashMap::new();
     for route in &observed.network.routes {
         match best.get(&route.destination) {
@@ -109,4 +113,3 @@ pub(super) fn add_routes(observed: &Observed<'_>, indices: &mut Indices, content
     }
     Ok(())
 }
-

@@ -23,7 +23,7 @@ pub use snat::snat_ports;
 use crate::datapath::contents::Contents;
 use crate::endpoints::Endpoints;
 use crate::ids::Ids;
-use crate::model::{Cluster, Config, DnsFamily, Discovery, LbPolicy};
+use crate::model::{Cluster, Config, Discovery, DnsFamily, LbPolicy};
 use crate::net::{RouteTo, Snapshot};
 use snat::SnatAddresses;
 

@@ -19,8 +19,8 @@ fn several_client_links_on_tc() {
     several_client_links(Setup::Tc);
 }
 
-/// Two clients on links of their own, and a third whose SYN comes in by one link and whose replies the route sends out by
-/// another, by a balancer that is strict about the stack's own packets.
+/// Two clients on links of their own, and a third whose SYN comes in by one link and whose replies the route sends
+/// out by another, by a balancer that is strict about the stack's own packets.
 fn several_client_links(setup: Setup) {
     let payload = Payload::random(MIB).unwrap();
     let lan = Lan::new(&["east", "west", "both", LB, "b1"]).unwrap();
@@ -107,8 +107,8 @@ fn one_armed_on_tc() {
     one_armed(Setup::Tc);
 }
 
-/// Client, balancer and backends are on one switch, the balancer by its only interface: every packet leaves the way it
-/// came.
+/// Client, balancer and backends are on one switch, the balancer by its only interface: every packet leaves the way
+/// it came.
 fn one_armed(setup: Setup) {
     let payload = Payload::random(MIB).unwrap();
     let lan = Lan::new(&["switch", LB, "client", "b1", "b2"]).unwrap();

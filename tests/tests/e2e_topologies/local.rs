@@ -50,8 +50,8 @@ fn a_cluster_ip_beside_tc() {
     a_cluster_ip(Setup::Tc);
 }
 
-/// An address that is on no wire: the node's own netfilter sends connections to it elsewhere, as kube-proxy's rules for
-/// the ClusterIP of a Service do.
+/// An address that is on no wire: the node's own netfilter sends connections to it elsewhere, as kube-proxy's rules
+/// for the ClusterIP of a Service do.
 fn a_cluster_ip(setup: Setup) {
     let payload = Payload::random(MIB).unwrap();
     let lan = Lan::new(&["client", LB, "b1"]).unwrap();

@@ -22,9 +22,9 @@ fn a_pod_on_tc() {
     a_pod(Setup::Tc);
 }
 
-/// As Calico wires one: a host route to the pod, no address on the node's end, and the pod's default route by a link-local
-/// gateway that the node's end answers for. The far end of the pod's veth has no XDP program and finishes no checksums:
-/// no XDP there, in neither direction.
+/// As Calico wires one: a host route to the pod, no address on the node's end, and the pod's default route by a
+/// link-local gateway that the node's end answers for. The far end of the pod's veth has no XDP program and
+/// finishes no checksums: no XDP there, in neither direction.
 fn a_pod(setup: Setup) {
     let payload = Payload::random(MIB).unwrap();
     let lan = Lan::new(&["client", LB, "pod"]).unwrap();
