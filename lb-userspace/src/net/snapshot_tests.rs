@@ -132,7 +132,7 @@ fn candidates_are_where_packets_enter() {
     }
     node.routes.push(route(17, "10.244.1.7/32"));
     let names: Vec<_> = node.candidate_interfaces().into_iter().map(|link| link.name.as_str()).collect();
-    assert_eq!(names, ["eth0", "br0", "bond0", "bond0.100", "eth3", "cali1", "unnumbered"]);
+    assert_eq!(names, ["eth0", "br0", "bond0", "bond0.100", "eth3", "cali1", "wg0", "unnumbered"]);
 }
 
 #[test]
