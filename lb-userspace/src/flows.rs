@@ -45,9 +45,9 @@ pub struct FlowRow {
 }
 
 impl FlowRow {
-    /// Whether it keeps the backend at `address` busy.
-    pub fn is_open_to(&self, address: SocketAddr) -> bool {
-        self.backend == Some(address) && self.state != State::Closing
+    /// The backend that it keeps busy, if it does.
+    pub fn open_to(&self) -> Option<SocketAddr> {
+        self.backend.filter(|_| self.state != State::Closing)
     }
 }
 

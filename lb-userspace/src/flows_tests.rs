@@ -140,7 +140,7 @@ fn filters() {
     assert_eq!(shown(&["--backend", "10.0.1.3:81"]), [""; 0]);
     assert!(filter(&["--client", "10.1.0.0/33"]).unwrap_err().contains("expected an address or a prefix"));
     assert!(filter(&["--state", "open"]).unwrap_err().contains("half_open, established, closing"));
-    assert_eq!(rows.iter().filter(|row| row.is_open_to("10.0.1.3:80".parse().unwrap())).count(), 1);
+    assert_eq!(rows.iter().filter(|row| row.open_to() == Some("10.0.1.3:80".parse().unwrap())).count(), 1);
 }
 
 #[test]

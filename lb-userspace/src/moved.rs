@@ -6,7 +6,7 @@
 //! have learned are of no use on another one. Then the next hop is marked: the programs look the route of each of its
 //! packets up again and go by no learned address, for as long as a flow is left that needs it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -27,6 +27,11 @@ impl MovedRoutes {
     /// The marked next hops, and since when, in nanoseconds of `CLOCK_MONOTONIC`.
     pub fn hops(&self) -> &BTreeMap<u32, u64> {
         &self.since
+    }
+
+    /// A next hop that an earlier agent has marked.
+    pub fn adopt(&mut self, hop: u32, now: u64) {
+        self.since.insert(hop, now);
     }
 
     /// Marks in `new`, which is to replace `old`, the next hops whose clients go another way from now on. Those whose route
@@ -61,10 +66,12 @@ impl MovedRoutes {
     }
 }
 
-/// Whether clients that were neighbours on one link are now reached by another.
+/// Whether clients that were neighbours on one link are now reached by another, or by a gateway.
 fn has_left_its_link(old: &Contents, new: &Contents, hop: u32) -> bool {
     match (old.hops.get(&hop), new.hops.get(&hop)) {
-        (Some(old), Some(new)) => old.flags & hop::ON_LINK != 0 && old.device != new.device,
+        (Some(old), Some(new)) => {
+            old.flags & hop::ON_LINK != 0 && (old.device != new.device || new.flags & hop::ON_LINK == 0)
+        }
         _ => false,
     }
 }
@@ -84,10 +91,18 @@ fn routes(contents: &Contents) -> BTreeMap<IpNet, u32> {
 
 /// The next hop to a client: of the routes in `contents` the most specific one.
 pub fn route_to_client(contents: &Contents) -> impl Fn(IpAddr) -> Option<u32> + use<> {
-    let routes = routes(contents);
+    let routes: HashMap<IpNet, u32> = routes(contents).into_iter().collect();
+    // The longest first, of either family: a client is asked for by each length that there is.
+    let lengths = |v6: bool| -> Vec<u8> {
+        let of_family = routes.keys().filter(|prefix| matches!(prefix, IpNet::V6(_)) == v6);
+        of_family.map(IpNet::prefix_len).collect::<BTreeSet<_>>().into_iter().rev().collect()
+    };
+    let lengths = [lengths(false), lengths(true)];
     move |client| {
-        let covering = routes.iter().filter(|(prefix, _)| prefix.contains(&client));
-        covering.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, hop)| *hop)
+        lengths[client.is_ipv6() as usize].iter().find_map(|&length| {
+            let prefix = IpNet::new(client, length).ok()?.trunc();
+            routes.get(&prefix).copied()
+        })
     }
 }
 
@@ -176,6 +191,12 @@ mod tests {
             (old, new)
         };
         let (old, mut new) = old_and_new(hop::ON_LINK);
+        new.hops.get_mut(&2).unwrap().device = 2;
+        let mut moved = MovedRoutes::default();
+        moved.mark(&old, &mut new, 7);
+        assert_eq!(marked(&new), [2], "by a gateway on the same link");
+        let (old, mut new) = old_and_new(hop::ON_LINK);
+        new.hops.get_mut(&2).unwrap().flags |= hop::ON_LINK;
         let mut moved = MovedRoutes::default();
         moved.mark(&old, &mut new, 7);
         assert_eq!(marked(&new), [2]);

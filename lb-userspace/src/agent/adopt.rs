@@ -1,23 +1,25 @@
 //! Going on with the maps of an earlier agent: its flows refer to indices in them, which must go on to mean the same.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
-use lb_common::tables::{Backend, Service, backend};
+use lb_common::tables::{Backend, Service, backend, hop};
 use lb_common::{V4, V6};
 
 use crate::datapath::contents::Contents;
-use crate::datapath::kernel::Kernel;
+use crate::datapath::kernel::{Kernel, monotonic_now};
 use crate::desired::{Destination, Indices, cluster_of_window};
 use crate::endpoints::Endpoints;
-use crate::model::Config;
+use crate::model::{Config, Listener};
+use crate::moved::MovedRoutes;
 
 /// Takes over what the maps hold, into `contents` what is in use now, into `indices` what has an index.
 ///
-/// The maps know no names. Backends are found again by their address, listeners by theirs; of clusters the old windows
-/// stay as they are until the services have gone over to new ones. What is not found again is in use for as long as a
+/// The maps know no names. Backends are found again by their address, listeners by theirs, clusters by the listeners that
+/// use them; other windows stay as they are until the services have gone over to new ones. What is not found again is in use for as long as a
 /// flow refers to it: such backends become draining endpoints without a cluster.
 pub(super) fn adopt(
     kernel: &Kernel,
@@ -25,12 +27,14 @@ pub(super) fn adopt(
     endpoints: &mut Endpoints,
     indices: &mut Indices,
     contents: &mut Contents,
+    moved: &mut MovedRoutes,
 ) -> Result<()> {
     kernel.read_served(contents)?;
     for &window in contents.slots.keys() {
         indices.clusters.reserve(cluster_of_window(window));
     }
     adopt_services(config, indices, contents);
+    adopt_clusters(config, indices, contents);
     adopt_backends(kernel, config, endpoints, indices, contents);
     for (&(address, bits), &hop) in &contents.routes4 {
         let IpAddr::V4(address) = IpAddr::from(address) else { bail!("an IPv4 address is one") };
@@ -42,6 +46,9 @@ pub(super) fn adopt(
     }
     for (index, hop) in kernel.used_hops() {
         indices.hops.reserve(index);
+        if hop.flags & hop::RELOOKUP != 0 {
+            moved.adopt(index, monotonic_now());
+        }
         contents.hops.insert(index, hop);
     }
     indices.snat_addresses = kernel.read_snat_addresses()?;
@@ -49,26 +56,47 @@ pub(super) fn adopt(
     Ok(())
 }
 
+/// The listener that an address was, and is, served for.
+fn listener_at(config: &Config, address: IpAddr, port: u16) -> Option<&Listener> {
+    let of_port = config.listeners.iter().filter(|listener| {
+        listener.address.port() == u16::from_be(port) && listener.address.is_ipv4() == address.is_ipv4()
+    });
+    of_port
+        .filter(|listener| listener.address.ip() == address || listener.address.ip().is_unspecified())
+        .max_by_key(|listener| listener.address.ip() == address)
+}
+
+fn services(contents: &Contents) -> impl Iterator<Item = (IpAddr, u16, Service)> {
+    let v4 = contents.services4.iter().map(|(key, service)| (key.address.into(), key.port, *service));
+    v4.chain(contents.services6.iter().map(|(key, service)| (key.address.into(), key.port, *service)))
+}
+
 fn adopt_services(config: &Config, indices: &mut Indices, contents: &Contents) {
-    let mut adopt = |address: IpAddr, port: u16, service: &Service| {
-        let listener = config.listeners.iter().find(|listener| {
-            let own = listener.address;
-            own.port() == u16::from_be(port)
-                && own.is_ipv4() == address.is_ipv4()
-                && (own.ip().is_unspecified() || own.ip() == address)
-        });
-        match listener {
+    for (address, port, service) in services(contents) {
+        match listener_at(config, address, port) {
             Some(listener) if indices.services.find(&listener.name).is_none() => {
                 indices.services.adopt(listener.name.clone(), service.id);
             }
             _ => indices.services.reserve(service.id),
         }
-    };
-    for (key, service) in &contents.services4 {
-        adopt(key.address.into(), key.port, service);
     }
-    for (key, service) in &contents.services6 {
-        adopt(key.address.into(), key.port, service);
+}
+
+/// A cluster keeps the windows of the services that are its own now, if they are no other's: there may be no room for all
+/// of them twice.
+fn adopt_clusters(config: &Config, indices: &mut Indices, contents: &Contents) {
+    let mut users: BTreeMap<u32, BTreeSet<Option<&str>>> = BTreeMap::new();
+    for (address, port, service) in services(contents) {
+        let cluster = listener_at(config, address, port).map(|listener| listener.cluster.as_str());
+        users.entry(cluster_of_window(service.cluster)).or_default().insert(cluster);
+    }
+    for (index, clusters) in users {
+        if let [Some(name)] = clusters.into_iter().collect::<Vec<_>>()[..]
+            && index != 0
+            && indices.clusters.find(&name.to_owned()).is_none()
+        {
+            indices.clusters.adopt(name.to_owned(), index);
+        }
     }
 }
 

@@ -24,7 +24,6 @@ impl Agent {
     /// timeout. A second signal ends the waiting.
     pub(super) async fn stop(mut self, watch: &mut Watch, admin: AdminSocket) -> Result<()> {
         // From here on another agent may take the place.
-        let run_dir = self.options.run_dir.clone();
         drop(admin);
         if self.options.leave_datapath && self.kernel.is_some() {
             log::info!("leaving programs and flows to the next agent");
@@ -33,21 +32,26 @@ impl Agent {
         self.draining = true;
         self.proxy.stop_listening();
         if let Some(kernel) = &mut self.kernel {
-            kernel.drain(&self.config, &self.endpoints, &self.network).await?;
+            kernel.drain(&self.config, &self.endpoints, &self.network)?;
         }
         let timeout =
             self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max().unwrap_or_default();
         log::info!("draining, for at most {}", humantime::format_duration(timeout));
         self.wait_for_flows(watch, Instant::now() + timeout).await?;
-        match &self.kernel {
-            Some(_) if admin::is_served(&run_dir) => log::info!("another agent has taken the datapath over"),
-            Some(kernel) => {
-                kernel.unload(&self.network)?;
-                log::info!("detached");
-            }
-            None => {}
+        self.notice_successor();
+        if let Some(kernel) = &self.kernel {
+            kernel.unload(&self.network)?;
+            log::info!("detached");
         }
         Ok(())
+    }
+
+    /// Leaves the datapath alone if another agent has taken it over.
+    fn notice_successor(&mut self) {
+        if self.kernel.is_some() && admin::is_served(&self.options.run_dir) {
+            log::info!("another agent has taken the datapath over");
+            self.kernel = None;
+        }
     }
 
     async fn wait_for_flows(&mut self, watch: &mut Watch, deadline: Instant) -> Result<()> {
@@ -58,8 +62,12 @@ impl Agent {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                changes = watch.changed() => self.follow(changes?).await,
+                changes = watch.changed() => {
+                    self.notice_successor();
+                    self.follow(changes?).await;
+                }
                 _ = look.tick() => {
+                    self.notice_successor();
                     self.housekeep().await;
                     let kernel = match &self.kernel {
                         Some(kernel) => open_flows(&kernel.kernel)?,

@@ -68,15 +68,8 @@ impl Interfaces {
         let named = config.datapath.interfaces.as_ref();
         let wanted: Vec<Link> = match named {
             Some(names) => names.iter().filter_map(|name| network.link_by_name(name)).cloned().collect(),
-            None => automatic(network, paths),
+            None => automatic(network, paths, &attach::attached(pins)),
         };
-        for index in attach::attached(pins) {
-            if !wanted.iter().any(|link| link.index == index) {
-                let name = network.link_by_index(index).map(|link| link.name.as_str());
-                attach::detach(pins, index, name)?;
-                log::info!("{}: not in use any more", name.unwrap_or("an interface that is gone"));
-            }
-        }
         let known = std::mem::take(&mut self.list);
         let mut failure = None;
         for link in wanted {
@@ -106,7 +99,18 @@ impl Interfaces {
             }
             self.list.push(interface);
         }
-        failure.map_or(Ok(()), Err)
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        // Last: as long as something can fail, nothing is taken away.
+        for index in attach::attached(pins) {
+            if !self.list.iter().any(|interface| interface.index == index) {
+                let name = network.link_by_index(index).map(|link| link.name.as_str());
+                attach::detach(pins, index, name)?;
+                log::info!("{}: not in use any more", name.unwrap_or("an interface that is gone"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -115,14 +119,20 @@ pub fn rung_name(rung: Option<Rung>) -> &'static str {
     rung.map_or("proxy", Rung::name)
 }
 
-/// Those with addresses or routes, and those by which a backend is reached.
-fn automatic(network: &Snapshot, paths: &HashMap<IpAddr, RouteTo>) -> Vec<Link> {
+/// Those with addresses or routes, and those by which a backend is reached. One that has the programs keeps them, be it
+/// without an address or down: its flows wait for it to come back.
+fn automatic(network: &Snapshot, paths: &HashMap<IpAddr, RouteTo>, attached: &[u32]) -> Vec<Link> {
     let mut links: Vec<Link> = network.candidate_interfaces().into_iter().cloned().collect();
     for path in paths.values() {
         if let RouteTo::Via(path) = path
             && let Some(link) = network.link_by_index(path.link)
             && !links.iter().any(|other| other.index == link.index)
         {
+            links.push(link.clone());
+        }
+    }
+    for link in attached.iter().filter_map(|&index| network.link_by_index(index)) {
+        if link.master.is_none() && !links.iter().any(|other| other.index == link.index) {
             links.push(link.clone());
         }
     }
@@ -154,6 +164,7 @@ async fn attach_one(
             None => slow_kind(link).await,
         },
     };
+    let had_programs = attach::attached(pins).contains(&link.index);
     // Beneath XDP as well: it takes what XDP cannot send.
     attach::attach_tc(&mut kernel.ebpf, pins, link)
         .with_context(|| format!("attaching the TC program to {}", link.name))?;
@@ -164,7 +175,9 @@ async fn attach_one(
     match attach_xdp(kernel, pins, link) {
         Ok(why) => Ok((Rung::Xdp, why)),
         Err(error) if mode == Mode::Xdp => {
-            let _ = attach::detach(pins, link.index, Some(&link.name));
+            if !had_programs {
+                let _ = attach::detach(pins, link.index, Some(&link.name));
+            }
             Err(error).with_context(|| {
                 format!(
                     "datapath.mode is xdp, but {} takes no native XDP program (`mode: auto` would use tc there)",

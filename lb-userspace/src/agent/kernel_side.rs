@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lb_common::tables::hop;
-use tokio::task::JoinSet;
 
 use crate::agent::Options;
 use crate::agent::adopt::adopt;
 use crate::agent::interfaces::Interfaces;
+use crate::agent::trials::Trials;
 use crate::datapath::contents::{Contents, plan};
 use crate::datapath::kernel::{Kernel, monotonic_now};
 use crate::datapath::object::{self, Pins};
@@ -27,8 +27,8 @@ use crate::net::{self, NeighbourState, RouteTo, Snapshot};
 const FLOWS_PER_GIB: u64 = 65_536;
 /// How long a start waits for the neighbours of backends to answer.
 pub const RESOLUTION: Duration = Duration::from_secs(2);
-/// Endpoints that are tried for translation at the same time.
-const TRIALS: usize = 64;
+/// How long a change waits for the first connections to new endpoints.
+const TRIAL: Duration = Duration::from_millis(50);
 /// How often neighbours are probed: the kernel alone trusts an answer for up to 45 seconds, longer than most clients
 /// wait where a neighbour has gone or has another address without a word.
 const PROBING: Duration = Duration::from_secs(3);
@@ -43,14 +43,19 @@ pub struct KernelSide {
     pub max_flows: u32,
     pub snat_ports: Vec<u16>,
     paths: HashMap<IpAddr, RouteTo>,
-    /// What is known of how the node itself connects to an endpoint: `None` to where it was told.
-    trials: HashMap<SocketAddr, Option<SocketAddr>>,
+    trials: Trials,
+    /// Interfaces that XDP may redirect to, and whether also frames of several buffers.
+    devices: BTreeMap<u32, bool>,
     neighbours: Neighbours,
     indices: Indices,
     contents: Contents,
     moved: MovedRoutes,
     /// What the flows referred to at the last sweep.
     usage: Usage,
+    /// Idle timeouts also of listeners that are gone, for as long as they have flows.
+    idle: IdleTimeouts,
+    /// A change of the maps has failed half-way.
+    dirty: bool,
     draining: bool,
 }
 
@@ -69,7 +74,15 @@ impl KernelSide {
         bpffs::prepare(&options.bpffs)?;
         let pins = Pins::new(&options.bpffs);
         let max_flows = match object::pinned_max_flows(&pins)? {
-            Some(pinned) => pinned,
+            Some(pinned) => {
+                if config.datapath.max_flows.is_some_and(|wanted| wanted != pinned) {
+                    log::warn!(
+                        "datapath.max_flows: the tables of an earlier agent are for {pinned} flows and stay so; stop the \
+                         agent without --leave-datapath to change it"
+                    );
+                }
+                pinned
+            }
             None => config.datapath.max_flows.map_or_else(flows_by_memory, Ok)?,
         };
         let kernel = Kernel::new(object::load(max_flows, Some(&pins))?)?;
@@ -78,7 +91,8 @@ impl KernelSide {
         }
         let mut indices = Indices::default();
         let mut contents = Contents::default();
-        adopt(&kernel, config, endpoints, &mut indices, &mut contents)?;
+        let mut moved = MovedRoutes::default();
+        adopt(&kernel, config, endpoints, &mut indices, &mut contents, &mut moved)?;
         Ok(Self {
             kernel,
             pins,
@@ -86,50 +100,60 @@ impl KernelSide {
             max_flows,
             snat_ports: snat_ports(config)?,
             paths: HashMap::new(),
-            trials: HashMap::new(),
+            trials: Trials::default(),
+            devices: BTreeMap::new(),
             neighbours: Neighbours::default(),
             indices,
             contents,
-            moved: MovedRoutes::default(),
+            moved,
             usage: Usage::default(),
+            idle: IdleTimeouts::new(),
+            dirty: false,
             draining: false,
         })
     }
 
     /// Finds out where endpoints are and how they are reached, and has their neighbours resolved.
     pub async fn explore(&mut self, endpoints: &Endpoints, network: &Snapshot) {
+        self.devices = redirect_targets(network).await;
         self.find_paths(endpoints, network).await;
-        self.try_endpoints(endpoints).await;
+        self.try_endpoints(endpoints);
+        // One that answers does so within milliseconds; others are left to the proxy meanwhile.
+        self.await_trials(TRIAL).await;
+    }
+
+    /// Waits for the first connections to new endpoints, but not for long.
+    pub async fn await_trials(&mut self, limit: Duration) {
+        self.trials.settle(tokio::time::Instant::now() + limit).await;
+    }
+
+    /// Waits until more is known of an endpoint, so that the maps have to be updated. Cancel safe.
+    pub async fn endpoint_known(&mut self) {
+        while !self.trials.next().await {}
     }
 
     /// Makes the maps equal to what configuration, endpoints and network ask for.
-    pub async fn update_maps(
-        &mut self,
-        config: &Config,
-        endpoints: &Endpoints,
-        network: &Snapshot,
-    ) -> Result<()> {
-        let devices = redirect_targets(network).await;
-        let translated = self.trials.iter().filter_map(|(of, to)| Some((*of, (*to)?))).collect();
+    pub fn update_maps(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
         let observed = Observed {
             endpoints,
             network,
             paths: &self.paths,
-            translated: &translated,
-            devices: &devices,
+            left_to_the_stack: &self.trials.left_to_the_stack(),
+            devices: &self.devices,
             snat_ports: &self.snat_ports,
             max_flows: self.max_flows,
             draining: self.draining,
         };
+        self.dirty = true;
         let mut contents = desired::contents(config, &observed, &mut self.indices)?;
         self.keep_what_flows_need(&mut contents);
         self.moved.mark(&self.contents, &mut contents, monotonic_now());
         for step in plan(&self.contents, &contents) {
             log::debug!("{step:?}");
-            let what = format!("{step:?}");
-            self.kernel.apply(step).with_context(|| format!("applying {what}"))?;
+            self.kernel.apply(&step).with_context(|| format!("applying {step:?}"))?;
+            self.contents.record(step);
         }
-        self.contents = contents;
+        self.dirty = false;
         Ok(())
     }
 
@@ -155,9 +179,9 @@ impl KernelSide {
     }
 
     /// Takes no new flows from here on.
-    pub async fn drain(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
+    pub fn drain(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
         self.draining = true;
-        self.update_maps(config, endpoints, network).await
+        self.update_maps(config, endpoints, network)
     }
 
     /// Attaches to the interfaces that are to carry traffic and leaves those that are not.
@@ -169,19 +193,26 @@ impl KernelSide {
     /// updated for it.
     pub async fn housekeep(
         &mut self,
-        idle: &IdleTimeouts,
+        config: &Config,
         endpoints: &Endpoints,
         network: &Snapshot,
     ) -> Result<bool> {
         self.confirm();
         self.look_after_neighbours(network).await;
+        self.try_endpoints(endpoints);
+        for listener in &config.listeners {
+            if let Some(id) = self.service_id(&listener.name) {
+                self.idle.insert(id, listener.idle_timeout);
+            }
+        }
         self.usage = {
             let route = route_to_client(&self.contents);
-            self.kernel.sweep(idle, &Moved { hops: self.moved.hops(), route: &route })?
+            self.kernel.sweep(&self.idle, &Moved { hops: self.moved.hops(), route: &route })?
         };
         let settled = self.moved.settle(monotonic_now(), |hop| self.usage.is_astray(hop));
         let released = self.release_indices(endpoints);
-        Ok(settled || released)
+        self.idle.retain(|&id, _| self.indices.services.is_taken(id));
+        Ok(settled || released || self.dirty)
     }
 
     /// Vouches for the next hops.
@@ -248,10 +279,8 @@ impl KernelSide {
 
     /// Whether an endpoint is left to the proxy, and why.
     pub fn proxy_only(&self, address: SocketAddr, network: &Snapshot) -> Option<String> {
-        if let Some(Some(to)) = self.trials.get(&address) {
-            return Some(format!(
-                "this node sends its own connections to it on to {to}, as for a ClusterIP: use a headless Service, whose name has the addresses of the pods"
-            ));
+        if let Some(why) = self.trials.why(address) {
+            return Some(why);
         }
         match self.paths.get(&address.ip()) {
             Some(RouteTo::Local) if network.is_cluster_ip(address.ip()) => Some(
@@ -334,30 +363,12 @@ impl KernelSide {
         self.neighbours.probed = turn.last().map(|&last| (last, Instant::now()));
     }
 
-    /// Finds out of endpoints that are new where the node's own connections to them go.
-    async fn try_endpoints(&mut self, endpoints: &Endpoints) {
-        let wanted: BTreeSet<SocketAddr> = endpoints
-            .iter()
-            .filter(|(_, member)| member.draining.is_none())
-            .map(|((_, address), _)| *address)
-            .filter(|address| matches!(self.paths.get(&address.ip()), Some(RouteTo::Via(_))))
-            .collect();
-        self.trials.retain(|address, _| wanted.contains(address));
-        let untried: Vec<SocketAddr> =
-            wanted.into_iter().filter(|address| !self.trials.contains_key(address)).collect();
-        for some in untried.chunks(TRIALS) {
-            let trials: JoinSet<_> = some
-                .iter()
-                .map(|&address| async move { (address, net::translated(address).await) })
-                .collect();
-            for (address, result) in trials.join_all().await {
-                match result {
-                    Ok(to) => drop(self.trials.insert(address, to)),
-                    // Not known is as good as not so, and asked again.
-                    Err(error) => log::warn!("finding out whether {address} is translated: {error:#}"),
-                }
-            }
-        }
+    /// Begins to find out of endpoints, where that is not known, where the node's own connections to them go.
+    fn try_endpoints(&mut self, endpoints: &Endpoints) {
+        let active = endpoints.iter().filter(|(_, member)| member.draining.is_none());
+        let active: BTreeSet<SocketAddr> = active.map(|((_, address), _)| *address).collect();
+        let paths = &self.paths;
+        self.trials.start(&active, |address| matches!(paths.get(&address.ip()), Some(RouteTo::Via(_))));
     }
 
     /// Takes the programs off all interfaces and the pins away: what kernel flows there are, end.

@@ -104,7 +104,7 @@ impl Agent {
         kernel.explore(&self.endpoints, &self.network).await;
         // The first connection to a new endpoint has just resolved its neighbour.
         self.network.neighbours = net::neighbours().await?;
-        kernel.update_maps(&self.config, &self.endpoints, &self.network).await?;
+        kernel.update_maps(&self.config, &self.endpoints, &self.network)?;
         if !self.draining {
             kernel.attach(&self.config, &self.network).await?;
         }
@@ -120,7 +120,7 @@ impl Agent {
                 || proxied.is_some_and(|backend| backend.stats.active() > 0)
         });
         for (cluster, address) in &drained {
-            self.events.endpoint(cluster, *address, DRAINING, ABSENT, "its last connection has ended");
+            self.events.endpoint(cluster, *address, DRAINING, ABSENT, "it has no connection left");
             match self.config.cluster(cluster) {
                 Some(of) => {
                     if let Some(balancer) = self.balancers.get(cluster) {

@@ -10,6 +10,7 @@ pub mod kernel_side;
 mod membership;
 mod reload;
 pub mod status;
+mod trials;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
 use crate::agent::admin::AdminSocket;
@@ -28,7 +29,6 @@ use crate::agent::reload::Reload;
 use crate::balancer::ClusterBalancer;
 use crate::config::{ConfigErrors, Loaded, Place};
 use crate::datapath::object::Pins;
-use crate::datapath::sweep::IdleTimeouts;
 use crate::discovery::Discovery;
 use crate::endpoints::Endpoints;
 use crate::model::{Config, Mode};
@@ -37,8 +37,12 @@ use crate::proxy::{Proxy, ProxyListener};
 
 /// How often next hops are vouched for and ended flows taken out.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// How long a start waits for the first answers of discovery.
+/// How long a start or a reload waits for the first answers of discovery.
 const SETTLING: Duration = Duration::from_secs(3);
+
+/// Programs that go on without an agent take connections to backends that may be gone long since.
+const LEFT_ALONE: &str = "an earlier agent has left its datapath, which nobody would look after: start with a mode that goes \
+                          on with it, or end its flows with `headgate unload`";
 
 /// Options of `headgate run`.
 #[derive(Clone, Debug)]
@@ -80,9 +84,28 @@ pub struct Agent {
     draining: bool,
 }
 
+/// What the agent is told by signals.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Runs the agent until it is told to stop.
 pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
     raise_file_limit();
+    // From here on, so that one that comes during the start does not end it half-way.
+    let mut signals = Signals::new()?;
     let mut watch = net::watch().await.context("watching the node's network")?;
     let network = net::snapshot().await.context("reading the node's network")?;
     check_against_host(&loaded, &network)?;
@@ -111,7 +134,7 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
     agent.start_kernel().await?;
     agent.look_at_host();
     log::info!("ready: {}", agent.summary());
-    agent.serve(&mut watch, &mut admin).await?;
+    agent.serve(&mut watch, &mut admin, &mut signals).await?;
     agent.stop(&mut watch, admin).await
 }
 
@@ -124,6 +147,14 @@ impl Agent {
     /// The first endpoints of all clusters. Waits for discovery, but not for ever: what comes later is not lost.
     async fn find_endpoints(&mut self) {
         self.discovery.apply(&self.config.clusters);
+        self.wait_for_discovery().await;
+        for cluster in self.config.clusters.clone() {
+            self.set_endpoints(&cluster);
+        }
+    }
+
+    /// Waits until discovery has come to a first result for each cluster, but not for long.
+    async fn wait_for_discovery(&mut self) {
         let deadline = tokio::time::Instant::now() + SETTLING;
         while !self.discovery.settled() {
             match timeout_at(deadline, self.discovery.changed()).await {
@@ -131,15 +162,16 @@ impl Agent {
                 Err(_late) => break,
             }
         }
-        for cluster in self.config.clusters.clone() {
-            self.set_endpoints(&cluster);
-        }
     }
 
     /// Brings up the kernel rungs; where they cannot be had, the proxy goes on alone, unless they are forced.
     async fn start_kernel(&mut self) -> Result<()> {
         let mode = self.mode_of(&self.config);
+        let left = Pins::new(&self.options.bpffs).exist();
         if mode == Mode::Proxy {
+            if left {
+                bail!(LEFT_ALONE);
+            }
             self.no_kernel = Some("the mode is proxy".into());
             return Ok(());
         }
@@ -148,6 +180,7 @@ impl Agent {
                 self.kernel = Some(kernel);
                 self.no_kernel = None;
             }
+            Err(error) if left => return Err(error.context(LEFT_ALONE)),
             Err(error) if mode == Mode::Auto => {
                 log::warn!("no kernel datapath, the proxy carries everything: {error:#}");
                 self.no_kernel = Some(format!("{error:#}"));
@@ -172,9 +205,10 @@ impl Agent {
         let mut kernel = KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints)?;
         kernel.explore(&self.endpoints, &self.network).await;
         let deadline = Instant::now() + RESOLUTION;
+        kernel.await_trials(RESOLUTION).await;
         loop {
             self.network.neighbours = net::neighbours().await?;
-            kernel.update_maps(&self.config, &self.endpoints, &self.network).await?;
+            kernel.update_maps(&self.config, &self.endpoints, &self.network)?;
             if kernel.is_resolved() || Instant::now() >= deadline {
                 break;
             }
@@ -186,19 +220,22 @@ impl Agent {
     }
 
     /// The main loop, until SIGTERM or SIGINT.
-    async fn serve(&mut self, watch: &mut Watch, admin: &mut AdminSocket) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn serve(
+        &mut self,
+        watch: &mut Watch,
+        admin: &mut AdminSocket,
+        signals: &mut Signals,
+    ) -> Result<()> {
         let mut housekeeping = interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => self.reload().await,
+                _ = signals.terminate.recv() => return Ok(()),
+                _ = signals.interrupt.recv() => return Ok(()),
+                _ = signals.hangup.recv() => self.reload().await,
                 changes = watch.changed() => self.follow(changes?).await,
                 update = self.discovery.changed() => self.discovered(update).await,
+                () = known(&mut self.kernel) => self.update_maps("what is known of a backend"),
                 _ = housekeeping.tick() => self.housekeep().await,
                 Some(query) = admin.next() => query.answer(|question| self.answer(question)),
             }
@@ -221,7 +258,7 @@ impl Agent {
         }
         self.network.neighbours = net::neighbours().await?;
         match &mut self.kernel {
-            Some(kernel) => kernel.update_maps(&self.config, &self.endpoints, &self.network).await,
+            Some(kernel) => kernel.update_maps(&self.config, &self.endpoints, &self.network),
             None => Ok(()),
         }
     }
@@ -243,31 +280,26 @@ impl Agent {
     }
 
     async fn housekeep(&mut self) {
-        if let Err(error) = self.try_housekeep().await {
-            log::error!("taking ended flows out: {error:#}");
-        }
-    }
-
-    async fn try_housekeep(&mut self) -> Result<()> {
-        let idle = self.idle_timeouts();
         let mut changed = false;
         if let Some(kernel) = &mut self.kernel {
-            changed = kernel.housekeep(&idle, &self.endpoints, &self.network).await?;
+            match kernel.housekeep(&self.config, &self.endpoints, &self.network).await {
+                Ok(wanted) => changed = wanted,
+                Err(error) => log::error!("taking ended flows out: {error:#}"),
+            }
         }
         changed |= self.forget_drained();
-        match &mut self.kernel {
-            Some(kernel) if changed => kernel.update_maps(&self.config, &self.endpoints, &self.network).await,
-            _ => Ok(()),
+        if changed {
+            self.update_maps("the end of flows");
         }
     }
 
-    /// By what stands for the listeners in the maps.
-    fn idle_timeouts(&self) -> IdleTimeouts {
-        let Some(kernel) = &self.kernel else { return IdleTimeouts::new() };
-        let listeners = self.config.listeners.iter();
-        listeners
-            .filter_map(|listener| Some((kernel.service_id(&listener.name)?, listener.idle_timeout)))
-            .collect()
+    /// Updates the kernel's tables after a change of `what`.
+    fn update_maps(&mut self, what: &str) {
+        if let Some(kernel) = &mut self.kernel
+            && let Err(error) = kernel.update_maps(&self.config, &self.endpoints, &self.network)
+        {
+            log::error!("following {what}: {error:#}");
+        }
     }
 
     fn summary(&self) -> String {
@@ -284,6 +316,14 @@ impl Agent {
             (None, Some(why)) => format!("proxy alone, {why}"),
             (None, None) => "proxy alone".into(),
         }
+    }
+}
+
+/// Waits until more is known of an endpoint.
+async fn known(kernel: &mut Option<KernelSide>) {
+    match kernel {
+        Some(kernel) => kernel.endpoint_known().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::agent::membership::{DRAINING, HEALTHY};
 use crate::agent::{Agent, check_against_host, proxy_listeners};
@@ -50,7 +50,9 @@ impl Agent {
         let before = self.config.clone();
         if let Err(error) = self.reconfigure(loaded.config).await {
             // Back to what is known to work.
-            self.reconfigure(before).await.context("going back to the configuration before")?;
+            if let Err(worse) = self.reconfigure(before).await {
+                log::error!("going back to the configuration before: {worse:#}");
+            }
             return Err(error);
         }
         Ok(true)
@@ -78,19 +80,28 @@ impl Agent {
         if errors.is_empty() { Ok(()) } else { bail!(ConfigErrors::from(errors)) }
     }
 
-    /// Makes everything as `config` says.
+    /// Makes everything as `config` says. What can fail comes first.
     async fn reconfigure(&mut self, config: Config) -> Result<()> {
-        let now = Instant::now();
         self.discovery.apply(&config.clusters);
+        self.wait_for_discovery().await;
+        for cluster in &config.clusters {
+            if !self.balancers.contains_key(&cluster.name) {
+                self.set_endpoints(cluster);
+            }
+        }
+        self.proxy.apply(proxy_listeners(&config, &self.balancers))?;
+
         let names: Vec<&str> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-        for (cluster, endpoint) in self.endpoints.keep_clusters(&names, now) {
+        for (cluster, endpoint) in self.endpoints.keep_clusters(&names, Instant::now()) {
             let why = "its cluster is not in the configuration any more";
             self.events.endpoint(&cluster, endpoint, HEALTHY, DRAINING, why);
         }
         for cluster in &config.clusters {
             self.set_endpoints(cluster);
         }
-        self.proxy.apply(proxy_listeners(&config, &self.balancers))?;
+        let endpoints = &self.endpoints;
+        self.balancers
+            .retain(|name, _| names.contains(&name.as_str()) || endpoints.of(name).next().is_some());
         let mode = self.mode_of(&config);
         self.config = config;
         match &mut self.kernel {

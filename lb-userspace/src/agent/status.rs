@@ -1,6 +1,7 @@
 //! The agent's view of itself, as the JSON of `status`, `backends` and `flows`.
 
-use std::net::IpAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use lb_common::tables::{HALF_OPEN_ENTRIES, flow_entries};
@@ -122,7 +123,12 @@ impl Agent {
     }
 
     fn backends(&self) -> Result<Value> {
-        let flows = self.flows(&FlowFilter::default())?;
+        let mut active: HashMap<SocketAddr, u64> = HashMap::new();
+        for flow in self.flows(&FlowFilter::default())? {
+            if let Some(backend) = flow.open_to() {
+                *active.entry(backend).or_default() += 1;
+            }
+        }
         let mut rows = Vec::new();
         for (name, member) in self.endpoints.iter() {
             let (cluster, address) = name;
@@ -138,13 +144,12 @@ impl Agent {
                 }
                 why = kernel.proxy_only(*address, &self.network);
             }
-            let active = flows.iter().filter(|flow| flow.is_open_to(*address)).count();
             let mut row = json!({
                 "cluster": cluster,
                 "address": address,
                 "state": if member.draining.is_some() { DRAINING } else { HEALTHY },
                 "weight": member.weight,
-                "active": active,
+                "active": active.get(address).copied().unwrap_or(0),
                 "total": total,
             });
             if let Some(why) = why {

@@ -52,11 +52,54 @@ pub enum Step {
     Backend(u32, Option<Backend>),
     /// Written beside the old window, then switched.
     Slots(u32, Vec<u32>),
+    /// The window is no cluster's any more.
+    NoSlots(u32),
     Route4(Prefix<V4>, Option<u32>),
     Route6(Prefix<V6>, Option<u32>),
     Settings(Settings),
     Service4(ServiceKey<V4>, Option<Service>),
     Service6(ServiceKey<V6>, Option<Service>),
+}
+
+impl Contents {
+    /// Notes that a step has been carried out.
+    pub fn record(&mut self, step: Step) {
+        match step {
+            Step::Device(index, true) => drop(self.devices.insert(index)),
+            Step::Device(index, false) => drop(self.devices.remove(&index)),
+            Step::Hop(index, hop) => put(&mut self.hops, index, hop),
+            Step::SnatAddress(index, address) => {
+                let index = index as usize;
+                if self.snat_addresses.len() <= index {
+                    self.snat_addresses.resize(index + 1, [0; 4]);
+                }
+                self.snat_addresses[index] = address;
+            }
+            Step::SnatPorts(ports) => self.snat_ports = ports,
+            Step::Backend(index, backend) => put(&mut self.backends, index, backend),
+            Step::Slots(cluster, slots) => drop(self.slots.insert(cluster, slots)),
+            Step::NoSlots(cluster) => drop(self.slots.remove(&cluster)),
+            Step::Route4(prefix, hop) => put_hashed(&mut self.routes4, prefix, hop),
+            Step::Route6(prefix, hop) => put_hashed(&mut self.routes6, prefix, hop),
+            Step::Settings(settings) => self.settings = settings,
+            Step::Service4(key, service) => put_hashed(&mut self.services4, key, service),
+            Step::Service6(key, service) => put_hashed(&mut self.services6, key, service),
+        }
+    }
+}
+
+fn put<V>(map: &mut BTreeMap<u32, V>, key: u32, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+fn put_hashed<K: Eq + Hash, V>(map: &mut HashMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
 }
 
 /// The steps that make `old` into `new`.
@@ -99,7 +142,7 @@ pub fn plan(old: &Contents, new: &Contents) -> Vec<Step> {
     unset(&old.routes4, &new.routes4, &mut steps, Step::Route4);
     unset(&old.routes6, &new.routes6, &mut steps, Step::Route6);
     for &cluster in old.slots.keys().filter(|cluster| !new.slots.contains_key(cluster)) {
-        steps.push(Step::Slots(cluster, Vec::new()));
+        steps.push(Step::NoSlots(cluster));
     }
     for &index in old.backends.keys().filter(|index| !new.backends.contains_key(index)) {
         steps.push(Step::Backend(index, None));
@@ -167,7 +210,7 @@ mod tests {
                 .iter()
                 .map(|step| match step {
                     Step::Backend(..) => "backend",
-                    Step::Slots(..) => "slots",
+                    Step::Slots(..) | Step::NoSlots(_) => "slots",
                     Step::Service4(..) => "service",
                     _ => "other",
                 })
@@ -177,6 +220,17 @@ mod tests {
         assert_eq!(build, ["other", "backend", "slots", "service"]);
         let tear_down = kinds(plan(&sample(), &Contents::default()));
         assert_eq!(tear_down, ["other", "service", "slots", "backend"]);
+    }
+
+    #[test]
+    fn steps_carried_out_make_one_picture_into_the_other() {
+        for (from, to) in [(Contents::default(), sample()), (sample(), Contents::default())] {
+            let mut contents = from.clone();
+            for step in plan(&from, &to) {
+                contents.record(step);
+            }
+            assert_eq!(contents, to);
+        }
     }
 
     #[test]

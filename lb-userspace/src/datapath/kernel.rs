@@ -18,7 +18,7 @@ use lb_common::{Reason, Rung, V4, V6};
 use crate::datapath::contents::{Contents, Prefix, Step};
 use crate::datapath::mapped::Mapped;
 use crate::datapath::object::{Loaded, Rejected};
-use crate::datapath::slots::SlotSpace;
+use crate::datapath::slots::{REST, SlotSpace};
 
 /// The maps of one address family.
 pub struct FamilyMaps<A: aya::Pod> {
@@ -93,31 +93,29 @@ impl Kernel {
     }
 
     /// Carries out one step of a plan.
-    pub fn apply(&mut self, step: Step) -> Result<()> {
+    pub fn apply(&mut self, step: &Step) -> Result<()> {
         match step {
-            Step::Device(index, true) => self.devices.insert(index, index, None, 0)?,
-            Step::Device(index, false) => ignore_missing(self.devices.remove(index))?,
-            Step::Hop(index, hop) => self.set_hop(index, hop),
+            Step::Device(index, true) => self.devices.insert(*index, *index, None, 0)?,
+            Step::Device(index, false) => ignore_missing(self.devices.remove(*index))?,
+            Step::Hop(index, hop) => self.set_hop(*index, *hop),
             Step::SnatAddress(index, address) => {
-                if index >= MAX_SNAT_ADDRESSES {
-                    bail!("more than {MAX_SNAT_ADDRESSES} SNAT addresses");
-                }
-                self.snat_addresses.set(index, address, 0)?;
+                self.snat_addresses.set(*index, address, 0)?;
             }
             Step::SnatPorts(ports) => {
                 for (index, port) in ports.iter().enumerate() {
                     self.snat_ports.set(index as u32, port, 0)?;
                 }
             }
-            Step::Backend(index, backend) => self.set_backend(index, backend),
-            Step::Slots(cluster, slots) => self.set_slots(cluster, &slots)?,
-            Step::Route4(prefix, hop) => set_route(&mut self.v4.routes, prefix, hop)?,
-            Step::Route6(prefix, hop) => set_route(&mut self.v6.routes, prefix, hop)?,
+            Step::Backend(index, backend) => self.set_backend(*index, *backend),
+            Step::Slots(cluster, slots) => self.set_slots(*cluster, slots)?,
+            Step::NoSlots(cluster) => self.set_slots(*cluster, &[])?,
+            Step::Route4(prefix, hop) => set_route(&mut self.v4.routes, *prefix, *hop)?,
+            Step::Route6(prefix, hop) => set_route(&mut self.v6.routes, *prefix, *hop)?,
             Step::Settings(settings) => {
                 self.settings.store(0, settings.max_flows as u64 | (settings.snat_ports as u64) << 32);
             }
-            Step::Service4(key, service) => set_service(&mut self.v4.services, key, service)?,
-            Step::Service6(key, service) => set_service(&mut self.v6.services, key, service)?,
+            Step::Service4(key, service) => set_service(&mut self.v4.services, *key, *service)?,
+            Step::Service6(key, service) => set_service(&mut self.v6.services, *key, *service)?,
         }
         Ok(())
     }
@@ -165,8 +163,16 @@ impl Kernel {
         let window = if count == 0 {
             Window { first: 0, count }
         } else {
-            self.slot_space.take(count, now).with_context(|| {
-                format!("no room for {count} slots in the table of {}: too many clusters with maglev or source_ip", self.slots.len())
+            let room = self.slot_space.take(count, now).or_else(|| {
+                // What was switched away a moment ago is free after its rest.
+                std::thread::sleep(REST);
+                self.slot_space.take(count, Instant::now())
+            });
+            room.with_context(|| {
+                format!(
+                    "no room for {count} slots in the table of {}: too many clusters with maglev or source_ip",
+                    self.slots.len()
+                )
             })?
         };
         for (offset, slot) in slots.iter().enumerate() {

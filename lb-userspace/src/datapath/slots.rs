@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lb_common::tables::Window;
 
 /// How long a packet may still read a window that was switched away; a program runs for microseconds.
-const REST: Duration = Duration::from_secs(1);
+pub const REST: Duration = Duration::from_secs(1);
 
 /// Which parts of the slot table are taken.
 pub struct SlotSpace {

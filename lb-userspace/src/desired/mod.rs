@@ -4,7 +4,7 @@
 mod hops;
 mod snat;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
@@ -90,8 +90,8 @@ pub struct Observed<'a> {
     pub network: &'a Snapshot,
     /// The kernel's answer to where each backend is.
     pub paths: &'a HashMap<IpAddr, RouteTo>,
-    /// Where the node's own netfilter or socket layer sends a connection to an endpoint; only such are in here.
-    pub translated: &'a HashMap<SocketAddr, SocketAddr>,
+    /// Endpoints that only the node's own stack can reach, as far as is known.
+    pub left_to_the_stack: &'a BTreeSet<SocketAddr>,
     /// Interfaces that XDP may redirect to, and whether also frames of several buffers.
     pub devices: &'a BTreeMap<u32, bool>,
     /// SNAT ports that the host leaves us, host order.
@@ -243,9 +243,21 @@ fn add_backends(
     indices: &mut Indices,
     contents: &mut Contents,
 ) -> Result<()> {
-    // Taken out for the time of this function, since the other indices are in use meanwhile.
+    // Taken out meanwhile, since the other indices are in use.
     let mut addresses = std::mem::take(&mut indices.snat_addresses);
-    let mut snat = SnatAddresses::new(config, &mut addresses);
+    let result = add_backends_from(config, observed, indices, contents, &mut addresses);
+    indices.snat_addresses = addresses;
+    result
+}
+
+fn add_backends_from(
+    config: &Config,
+    observed: &Observed<'_>,
+    indices: &mut Indices,
+    contents: &mut Contents,
+    addresses: &mut Vec<[u32; 4]>,
+) -> Result<()> {
+    let mut snat = SnatAddresses::new(config, addresses)?;
     for ((name, address), _) in observed.endpoints.iter() {
         let cluster = match name.as_str() {
             // What an earlier agent left.
@@ -262,7 +274,6 @@ fn add_backends(
         let backend = backend_entry(cluster, *address, observed, indices, &mut snat, contents)?;
         contents.backends.insert(id, backend);
     }
-    indices.snat_addresses = addresses;
     Ok(())
 }
 
@@ -297,12 +308,12 @@ fn backend_entry(
         entry.flags |= backend::PROXY_ONLY;
         return Ok(entry);
     };
-    if observed.translated.contains_key(&address) {
+    if observed.left_to_the_stack.contains(&address) {
         entry.flags |= backend::PROXY_ONLY;
     }
     let index = indices.hops.get(&Destination::Backend(ip));
     entry.hop = index.with_context(|| format!("more than {} next hops", MAX_NEXT_HOPS - 1))?;
-    (entry.snat_first, entry.snat_count) = snat.window(observed.network.stable_source(path.source));
+    (entry.snat_first, entry.snat_count) = snat.window(observed.network.stable_source(path.source))?;
     contents.hops.insert(entry.hop, hop);
     Ok(entry)
 }

@@ -19,7 +19,7 @@ pub(super) struct HostState {
     pub(super) name: Option<String>,
     /// DNS has answered, if only that there is nothing.
     pub(super) answered: bool,
-    /// The addresses are those of the saved file.
+    /// The addresses are of before the cluster's own first answer: of the saved file, or remembered.
     pub(super) saved: bool,
 }
 
@@ -83,7 +83,7 @@ impl HostState {
         Self { host: host.clone(), ..self.clone() }
     }
 
-    /// Begins with addresses of an earlier run.
+    /// Begins with addresses of before.
     pub(super) fn restore(&mut self, addresses: impl Iterator<Item = IpAddr>) {
         for address in addresses {
             let known = if address.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
@@ -187,15 +187,15 @@ impl HostState {
         if found {
             return Verdict::Answered;
         }
-        let nothing = families.iter().find_map(|known| match known.last {
+        let nothing = |known: &&Known| match known.last {
             Last::Nothing(text, since) => Some((text, since)),
             _ => None,
-        });
-        let kept = !self.v4.addresses.is_empty() || !self.v6.addresses.is_empty();
-        match nothing {
-            None => Verdict::Unknown,
-            Some((text, since)) if kept => Verdict::Holding(text, since + hold_nx),
-            Some((text, _)) => Verdict::Nothing(text),
+        };
+        // Only a family that keeps addresses holds: the other one's time may long be over.
+        let kept = families.iter().filter(|known| !known.addresses.is_empty());
+        if let Some((text, since)) = kept.filter_map(nothing).min_by_key(|(_, since)| *since) {
+            return Verdict::Holding(text, since + hold_nx);
         }
+        families.iter().find_map(nothing).map_or(Verdict::Unknown, |(text, _)| Verdict::Nothing(text))
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! [`Discovery`] asks again and again, one refresh of a cluster at a time, and tells what changed. `state` decides (a
 //! pure machine, with `host`, `flap` and `schedule`), `resolver` asks by the rules of `resolv_conf`, `saved` keeps the
-//! last good answers on disk. `docs/config.md` has the rules for users.
+//! last good answers on disk, `parked` those of clusters that were taken out. `docs/config.md` has the rules for users.
 
 mod answer;
 mod event;
 mod flap;
 mod host;
+mod parked;
 mod resolv_conf;
 mod resolver;
 mod saved;
@@ -28,6 +29,7 @@ use tokio::time::sleep;
 
 use self::answer::{Answer, Failure, FailureKind, HostAnswer};
 pub use self::event::Event;
+use self::parked::Parked;
 use self::resolv_conf::ResolvConfFile;
 use self::resolver::Resolver;
 use self::saved::{SavedCluster, Saver};
@@ -73,8 +75,10 @@ pub struct Discovery {
     resolver: Arc<Resolver>,
     state_dir: Option<PathBuf>,
     saver: Option<Saver>,
-    /// Of an earlier run.
+    /// Of an earlier run, for clusters that were not watched yet in this one.
     saved: BTreeMap<String, SavedCluster>,
+    /// Of this run, for clusters that are not watched any more.
+    parked: Parked,
     clusters: BTreeMap<String, Watched>,
     refreshes: JoinSet<Vec<(usize, HostAnswer)>>,
     /// Whose refresh a task is. A task that is not in here any more counts for nothing.
@@ -101,6 +105,7 @@ impl Discovery {
             saved: state_dir.as_deref().map(saved::load).unwrap_or_default(),
             state_dir,
             saver: None,
+            parked: Parked::default(),
             clusters: BTreeMap::new(),
             refreshes: JoinSet::new(),
             tasks: HashMap::new(),
@@ -111,6 +116,9 @@ impl Discovery {
 
     /// Makes the watched clusters equal to those of `clusters` whose discovery is DNS. One that stays keeps its
     /// endpoints; what another configuration changes comes from [`changed`](Self::changed). Needs a tokio runtime.
+    ///
+    /// A cluster that is new, or comes back, begins with the last good answers for its names, where there are any: its
+    /// own of before, or those of another cluster, watched or taken out.
     pub fn apply(&mut self, clusters: &[Cluster]) {
         let wanted: BTreeMap<&str, &StrictDns> = clusters
             .iter()
@@ -123,21 +131,64 @@ impl Discovery {
             self.clusters.keys().filter(|name| !wanted.contains_key(name.as_str())).cloned().collect();
         for name in removed {
             self.stop_refresh(&name);
-            self.clusters.remove(&name);
+            if let Some(watched) = self.clusters.remove(&name) {
+                self.parked.park(name, watched.state.to_save(), SystemTime::now());
+            }
+        }
+        // Of all before any begins, so that their order does not matter.
+        let new = wanted.iter().filter(|(name, _)| !self.clusters.contains_key(**name));
+        let known: BTreeMap<&str, SavedCluster> =
+            new.map(|(name, settings)| (*name, self.recall(name, settings))).collect();
+        for name in known.keys() {
+            self.saved.remove(*name);
+            self.parked.remove(name);
         }
         for (name, settings) in wanted {
-            self.watch(name, settings);
+            self.watch(name, settings, known.get(name));
+        }
+        // The file may have been written without them.
+        if known.values().any(|known| !known.hosts.is_empty()) {
+            self.save();
         }
     }
 
-    fn watch(&mut self, name: &str, settings: &StrictDns) {
+    /// What is known of the names of a cluster that is not watched.
+    fn recall(&self, cluster: &str, settings: &StrictDns) -> SavedCluster {
+        let own = self.parked.get(cluster).or_else(|| self.saved.get(cluster));
+        let mut hosts = BTreeMap::new();
+        let mut origins = Vec::new();
+        for host in &settings.hosts {
+            let name = host.name.as_str();
+            let of_own = || {
+                let addresses = own?.hosts.get(name).filter(|addresses| !addresses.is_empty())?;
+                Some((addresses.clone(), own?.origin.clone()))
+            };
+            let of_watched = || {
+                self.clusters.iter().find_map(|(other, watched)| {
+                    let addresses = watched.state.addresses_of(name);
+                    let origin = || format!("the last known of {name} in cluster {other}");
+                    (!addresses.is_empty()).then(|| (addresses, origin()))
+                })
+            };
+            let found = of_own().or_else(of_watched).or_else(|| self.parked.find(name));
+            let Some((addresses, origin)) = found else { continue };
+            hosts.insert(host.name.clone(), addresses);
+            if !origins.contains(&origin) {
+                origins.push(origin);
+            }
+        }
+        SavedCluster { origin: origins.join("; "), hosts }
+    }
+
+    /// `known` counts for a cluster that is not watched yet.
+    fn watch(&mut self, name: &str, settings: &StrictDns, known: Option<&SavedCluster>) {
         let now = self.started.elapsed();
         let step = match self.clusters.get_mut(name) {
             Some(watched) if watched.state.settings() == settings => return,
             Some(watched) => watched.state.reconfigure(now, settings),
             None => {
                 let mut state = State::new(settings);
-                let step = state.start(now, self.saved.get(name));
+                let step = state.start(now, known);
                 self.clusters.insert(name.to_owned(), Watched { state, refresh: None, settled: false });
                 step
             }

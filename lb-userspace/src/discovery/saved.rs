@@ -19,10 +19,10 @@ const VERSION: u32 = 1;
 /// A larger file is none of ours.
 const MAX_SIZE: u64 = 64 << 20;
 
-/// The saved answers of one cluster.
+/// The last good answers for one cluster, of an earlier run or remembered since it was taken out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SavedCluster {
-    /// For people: which file, and of when.
+    /// For people: where they are from, and of when.
     pub(super) origin: String,
     pub(super) hosts: BTreeMap<String, Vec<IpAddr>>,
 }

@@ -27,7 +27,7 @@ const MAX_REFUSED: usize = 64;
 pub(super) enum Phase {
     /// No endpoints, and no answer yet.
     Unresolved,
-    /// Endpoints of the saved file, until the first answer.
+    /// Endpoints of the saved file, or remembered of a cluster that was taken out, until the first answer.
     Saved,
     Resolved,
     /// Some endpoints are of an older answer.
@@ -119,7 +119,7 @@ impl State {
         }
     }
 
-    /// Begins with the endpoints of an earlier run, if there are any; and with those that need no query.
+    /// Begins with the endpoints of before, if there are any; and with those that need no query.
     pub(super) fn start(&mut self, now: Duration, saved: Option<&SavedCluster>) -> Step {
         if let Some(saved) = saved {
             self.origin.clone_from(&saved.origin);
@@ -372,22 +372,23 @@ impl State {
         (self.phase, &self.why)
     }
 
-    /// DNS has answered, or an earlier run left something.
+    /// DNS has answered, or there is something of before.
     pub(super) fn is_known(&self) -> bool {
         self.phase != Phase::Unresolved
     }
 
     /// What to save: the addresses of each host that DNS has answered for.
     pub(super) fn to_save(&self) -> BTreeMap<String, Vec<IpAddr>> {
-        let mut saved: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
-        for host in self.hosts.iter().filter(|host| host.literal.is_none()) {
-            let addresses = saved.entry(host.host.name.clone()).or_default();
-            addresses.extend(host.addresses());
-            // A name may be there with several ports.
-            addresses.sort_unstable();
-            addresses.dedup();
-        }
-        saved
+        let asked = self.hosts.iter().filter(|host| host.literal.is_none());
+        asked.map(|host| (host.host.name.clone(), self.addresses_of(&host.host.name))).collect()
+    }
+
+    /// The addresses that are kept of a name, sorted; none if it needs no query.
+    pub(super) fn addresses_of(&self, name: &str) -> Vec<IpAddr> {
+        // A name may be there with several ports.
+        let hosts = self.hosts.iter().filter(|host| host.literal.is_none() && host.host.name == name);
+        let addresses: BTreeSet<IpAddr> = hosts.flat_map(HostState::addresses).collect();
+        addresses.into_iter().collect()
     }
 }
 

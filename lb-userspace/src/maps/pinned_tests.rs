@@ -47,7 +47,7 @@ fn fill(kernel: &mut Kernel, pins: &Pins, host: &HostTables) {
         steps.push(Step::Backend(index as u32, Some(*backend)));
     }
     for step in steps {
-        kernel.apply(step).unwrap();
+        kernel.apply(&step).unwrap();
     }
     let maps = PinnedMaps::open(pins).unwrap();
     let put = |name, entries: Vec<(Key<V4>, Flow<V4>)>| {

@@ -38,6 +38,6 @@ pub use neighbour::{Resolution, probe, resolve, unmanage};
 pub use ports::{local_port_range, reserved_ports};
 pub use route::{Path, RouteTo, Unreachable, route_to};
 pub use snapshot::{Address, Link, Neighbour, NeighbourState, Route, Snapshot, Vlan};
-pub use translated::translated;
+pub use translated::{Translation, translated};
 pub use watch::{Changes, Watch, watch};
 pub use xdp::{XdpFeatures, xdp_features};

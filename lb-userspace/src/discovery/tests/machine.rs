@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::discovery::answer::{Answer, Failure, FailureKind, HostAnswer};
+use crate::discovery::answer::{Answer, Failure, FailureKind, Family, HostAnswer};
 use crate::discovery::saved::SavedCluster;
 use crate::discovery::schedule::{MAX_TTL, MIN_WAIT};
 use crate::discovery::state::{MAX_ENDPOINTS, Phase, State, Step};
@@ -143,6 +143,39 @@ fn the_hold_needs_negative_answers_without_interruption() {
     let step = machine.answer([v4(Answer::NxDomain)]);
     assert_eq!(shown(&step), ["192.0.2.1:80 healthy>draining", "- stale>empty"]);
     assert_eq!(step.transitions[0].why, "NXDOMAIN for gw for more than hold_nx, 3s");
+}
+
+#[test]
+fn a_hold_lasts_from_the_answers_of_the_family_that_is_held() {
+    let hold = S * 300;
+    let settings = StrictDns { family: DnsFamily::Auto, hold_nx: hold, ..settings(&["gw"]) };
+    // Only one family was ever there; the other had nothing all along.
+    for (first, held) in [("2001:db8::1", Family::V6), ("192.0.2.1", Family::V4)] {
+        let answers = |of_held: Answer| match held {
+            Family::V4 => both(of_held, Answer::NoData),
+            Family::V6 => both(Answer::NoData, of_held),
+        };
+        let mut machine = Machine::new(&settings);
+        machine.answer([answers(found(&[first]))]);
+        for _ in 0..400 {
+            machine.answer([answers(failure(FailureKind::ServFail))]);
+        }
+        let mut refreshes = 0;
+        let began = machine.now + S;
+        while !machine.set().is_empty() {
+            let step = machine.answer([answers(Answer::NoData)]);
+            refreshes += 1;
+            let left = hold.saturating_sub(machine.now - began);
+            assert!(left.is_zero() || step.wait == left.min(S * 5), "{:?} with {left:?} left", step.wait);
+            if refreshes == 1 {
+                let why = &step.transitions.last().unwrap().why;
+                assert_eq!(why, "kept for hold_nx, 5m: no records for gw");
+            }
+            // The next answer comes a second after the wait began, so this is all of the wait.
+            machine.now += step.wait - S;
+        }
+        assert_eq!((machine.now + S - S * 5 - began, refreshes), (hold, 61), "{held:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The service: updates, reloads, the saved file, a swapped `resolv.conf`.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
@@ -118,6 +119,107 @@ async fn a_reload_keeps_what_stays() {
     assert_eq!(set(&discovery, "a"), ["192.0.2.1", "192.0.2.2"]);
     assert_eq!(discovery.tasks.len(), 1);
     assert!(discovery.endpoints("literal").is_none());
+}
+
+/// A server that answers with an address until it is told to fail.
+async fn failing_later(address: &'static str) -> (FakeDns, Arc<AtomicBool>) {
+    let fails = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&fails);
+    let server = FakeDns::start(move |query, over| {
+        if told.load(Ordering::Relaxed) {
+            return code(query, over, ResponseCode::ServFail);
+        }
+        let owner = query.queries[0].name().to_ascii();
+        records(query, over, &[address_record(&owner, 60, address)])
+    })
+    .await;
+    (server, fails)
+}
+
+#[tokio::test]
+async fn a_cluster_that_comes_back_begins_with_what_was_last_known() {
+    let (server, fails) = failing_later("192.0.2.1").await;
+    let scratch = Scratch::new();
+    let mut discovery = Discovery::with_port(scratch.resolv_conf(CONF), None, server.address.port());
+    let old = [cluster("c", &["gw."])];
+    discovery.apply(&old);
+    until(&mut discovery, "c", &["192.0.2.1"]).await;
+
+    // Two reloads that are taken back, to no cluster and to another one.
+    fails.store(true, Ordering::Relaxed);
+    for between in [&[][..], &[cluster("d", &["other."])]] {
+        discovery.apply(between);
+        assert!(discovery.endpoints("c").is_none());
+        discovery.apply(&old);
+        assert_eq!(set(&discovery, "c"), ["192.0.2.1"]);
+        let status = discovery.status("c").unwrap();
+        assert_eq!(status.state, "saved");
+        assert!(status.why.starts_with("the last known of cluster c, taken out at 2"), "{status:?}");
+    }
+    // Failures do not take it away, and an answer makes it as good as any.
+    let stands = async |discovery: &mut Discovery, wanted: fn(&Discovery) -> bool| {
+        let reached = async {
+            while !wanted(discovery) {
+                discovery.changed().await;
+            }
+        };
+        timeout(PATIENCE, reached).await.expect("the state");
+    };
+    stands(&mut discovery, |it| it.status("c").unwrap().why.contains("SERVFAIL")).await;
+    assert_eq!(set(&discovery, "c"), ["192.0.2.1"]);
+    fails.store(false, Ordering::Relaxed);
+    stands(&mut discovery, |it| it.status("c").unwrap().state == "resolved").await;
+    assert_eq!(set(&discovery, "c"), ["192.0.2.1"]);
+}
+
+#[tokio::test]
+async fn another_cluster_begins_with_the_answers_for_its_names() {
+    let (server, fails) = failing_later("192.0.2.1").await;
+    let scratch = Scratch::new();
+    let mut discovery = Discovery::with_port(scratch.resolv_conf(CONF), None, server.address.port());
+    discovery.apply(&[cluster("c", &["gw."])]);
+    until(&mut discovery, "c", &["192.0.2.1"]).await;
+    fails.store(true, Ordering::Relaxed);
+
+    // Beside the one that has the answers; one of its names was never asked for.
+    discovery.apply(&[cluster("c", &["gw."]), cluster("beside", &["gw.", "other."])]);
+    assert_eq!(set(&discovery, "beside"), ["192.0.2.1"]);
+    let why = discovery.status("beside").unwrap().why;
+    assert_eq!(why, "the last known of gw. in cluster c, until DNS answers");
+    // In place of them.
+    discovery.apply(&[cluster("a", &["gw."]), cluster("new", &["other."])]);
+    assert_eq!(set(&discovery, "a"), ["192.0.2.1"]);
+    assert_eq!(discovery.endpoints("new"), None);
+    // With none of them left.
+    discovery.apply(&[]);
+    discovery.apply(&[cluster("z", &["gw."])]);
+    assert_eq!(set(&discovery, "z"), ["192.0.2.1"]);
+}
+
+#[tokio::test]
+async fn a_cluster_that_came_back_is_in_the_saved_file_again() {
+    let (server, fails) = failing_later("192.0.2.1").await;
+    let scratch = Scratch::new();
+    let (conf, state) = (scratch.resolv_conf(CONF), scratch.0.join("state"));
+    let mut discovery = Discovery::with_port(conf, Some(state.clone()), server.address.port());
+    let old = [cluster("c", &["gw."])];
+    discovery.apply(&old);
+    until(&mut discovery, "c", &["192.0.2.1"]).await;
+    discovery.apply(&[cluster("d", &["other."])]);
+    until(&mut discovery, "d", &["192.0.2.1"]).await;
+    let path = state.join("discovery.json");
+    let has = async |host: &str| {
+        let there = async {
+            while !std::fs::read_to_string(&path).is_ok_and(|text| text.contains(host)) {
+                tokio::time::sleep(MS * 10).await;
+            }
+        };
+        timeout(PATIENCE, there).await.expect("the host in the saved file");
+    };
+    has("other.").await;
+    fails.store(true, Ordering::Relaxed);
+    discovery.apply(&old);
+    has("gw.").await;
 }
 
 #[tokio::test]

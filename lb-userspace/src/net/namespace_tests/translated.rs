@@ -61,13 +61,18 @@ fn a_translated_address_is_found_and_the_gateway_sees_a_clean_connection() {
         let gateway = peer_listener(&pair, backend);
         let seen = thread::spawn(move || seen_by(&gateway));
         pair.run(|| async {
-            assert_eq!(translated(socket(service)).await.unwrap(), Some(socket(backend)), "{service}");
+            assert_eq!(
+                translated(socket(service)).await.unwrap(),
+                Translation::Elsewhere(socket(backend)),
+                "{service}"
+            );
         });
         assert_eq!(seen.join().unwrap().unwrap(), b"", "{service}");
     }
     // Nobody is there to answer: the rule shows all the same.
     pair.run(|| async {
-        assert_eq!(translated(socket("10.96.0.2:80")).await.unwrap(), Some(socket("192.0.2.3:8080")));
+        let elsewhere = Translation::Elsewhere(socket("192.0.2.3:8080"));
+        assert_eq!(translated(socket("10.96.0.2:80")).await.unwrap(), elsewhere);
     });
 }
 
@@ -81,17 +86,25 @@ fn an_address_without_a_rule_is_not_translated() {
             let gateway = peer_listener(&pair, backend);
             let seen = thread::spawn(move || seen_by(&gateway));
             pair.run(|| async {
-                assert_eq!(translated(socket(backend)).await.unwrap(), None, "{backend}");
+                assert_eq!(translated(socket(backend)).await.unwrap(), Translation::Direct, "{backend}");
             });
             assert_eq!(seen.join().unwrap().unwrap(), b"", "{backend}");
         }
         pair.run(|| async {
-            // Mapped; refused; nobody there; of the node itself; no route.
+            // Nobody there: the entry, if connections are tracked, is all there is to see.
+            let untracked = rules.is_empty();
+            let expected = if untracked { Translation::Unknown } else { Translation::Direct };
+            assert_eq!(translated(socket("192.0.2.3:80")).await.unwrap(), expected);
+            // Refused, of the node itself; no route.
             pair.ip("route add unreachable 10.97.0.0/16");
-            for address in
-                ["[::ffff:192.0.2.2]:8080", "192.0.2.2:9", "192.0.2.3:80", "127.0.0.1:9", "10.97.0.1:80"]
-            {
-                assert_eq!(translated(socket(address)).await.unwrap(), None, "{address}");
+            for address in ["127.0.0.1:9", "10.97.0.1:80"] {
+                assert_eq!(translated(socket(address)).await.unwrap(), Translation::Unknown, "{address}");
+            }
+            // Refused, one of them mapped: the entry may be seen before the RST takes it away.
+            for address in ["[::ffff:192.0.2.2]:8080", "192.0.2.2:9"] {
+                let translation = translated(socket(address)).await.unwrap();
+                let entry_seen = !untracked && translation == Translation::Direct;
+                assert!(entry_seen || translation == Translation::Unknown, "{address}: {translation:?}");
             }
         });
     }
