@@ -22,42 +22,10 @@ const TTL: u8 = 64;
 /// Type of service of the messages: internetwork control (RFC 1812 section 4.3.2.5).
 const CONTROL: u8 = 0xc0;
 
-/// Why a packet is dropped that was to be answered, as [`answer`] is told by `mtu`, and was not.
+/// Why a packet is dropped that was to be answered, as [`answer`] is told by `mtu`, and could not be.
 #[inline(always)]
 pub fn unanswered(mtu: u32) -> Reason {
-    if mtu == 0 { Reason::TTL_EXPIRED } else { Reason::TOO_BIG_DROPPED }
-}
-
-/// How many answers one CPU gives, so that whoever provokes them cannot have it do nothing else (RFC 4443 section
-/// 2.4 (f), RFC 1812 section 4.3.2.8). All zeroes: none yet.
-#[repr(C)]
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Rate {
-    /// When the current period began, nanoseconds of `CLOCK_MONOTONIC`.
-    pub since: u64,
-    /// Answers in it.
-    pub count: u64,
-}
-
-impl Rate {
-    /// Answers in one period.
-    pub const LIMIT: u64 = 1_000;
-    /// The length of a period, nanoseconds.
-    pub const PERIOD: u64 = 1_000_000_000;
-
-    /// Whether there may be one more answer `now`; counts it.
-    #[inline(always)]
-    #[must_use]
-    pub fn allows(&mut self, now: u64) -> bool {
-        if now.wrapping_sub(self.since) as i64 >= Self::PERIOD as i64 {
-            *self = Self { since: now, count: 0 };
-        }
-        if self.count >= Self::LIMIT {
-            return false;
-        }
-        self.count += 1;
-        true
-    }
+    if mtu == 0 { Reason::TTL_EXPIRED } else { Reason::REWRITE_FAILED }
 }
 
 /// The folded sum of what is to be quoted of a packet whose IP header is at `l3`, whose TCP header is at `l4`.
@@ -144,23 +112,4 @@ pub fn answer<A: Address, P: Packet>(
     let at = l3 + room as usize - 8;
     packet.write::<[u32; 2]>(at, [u32::from_ne_bytes([kind, code, a, b]), second])?;
     packet.set_link_header(&untagged, &back)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Rate;
-
-    #[test]
-    fn answers_are_limited_in_each_period() {
-        let mut rate = Rate::default();
-        for start in [5 * Rate::PERIOD, 6 * Rate::PERIOD, 60 * Rate::PERIOD] {
-            for number in 0..Rate::LIMIT {
-                assert!(rate.allows(start + number), "answer {number}");
-            }
-            assert!(!rate.allows(start + Rate::LIMIT));
-            assert!(!rate.allows(start + Rate::PERIOD - 1));
-            // A coarse clock may look back.
-            assert!(!rate.allows(start - 1));
-        }
-    }
 }

@@ -50,7 +50,7 @@ pub(crate) fn current<'t, A: Address, T: Tables<A>>(
         return Some((flow, hop));
     }
     let work = tables.work()?;
-    let copy = work.rerouted.get_mut();
+    let copy = work.chosen.get_mut();
     copy.copy_from(flow);
     let index = tables.route(copy.out.destination).unwrap_or(0);
     tables.note(Step::Rerouted(index));
@@ -90,33 +90,20 @@ pub(crate) fn relay_by<'t, A: Address>(
     if segment.fragment {
         return Verdict::drop(Reason::FRAGMENT);
     }
-    match unfit(env, segment, hop) {
-        Some(verdict) => verdict,
-        None => Verdict::forward(reason, flow, output),
-    }
-}
-
-/// What becomes of a packet that may not leave by `hop`: its TTL is used up, or it is too big.
-#[inline(always)]
-pub(crate) fn unfit<'t, A: Address>(
-    env: &Env,
-    segment: &Segment<A>,
-    hop: &NextHop,
-) -> Option<Verdict<'t, A>> {
     if segment.ttl <= 1 {
-        return Some(expired(env));
+        return expired(env);
     }
     if segment.length(segment.payload) > hop.mtu
         && (env.gso_size == 0 || segment.length(env.gso_size) > hop.mtu)
     {
-        return Some(too_big(env, hop.mtu));
+        return too_big(env, hop.mtu);
     }
-    None
+    Verdict::forward(reason, flow, output)
 }
 
 /// A packet whose TTL or hop limit is used up. XDP leaves it to TC, which can answer.
 #[inline(always)]
-fn expired<'t, A>(env: &Env) -> Verdict<'t, A> {
+pub(crate) fn expired<'t, A>(env: &Env) -> Verdict<'t, A> {
     match env.rung {
         Rung::Xdp => Verdict::pass(Reason::TO_TC),
         Rung::Tc => Verdict::answer(Reason::TTL_ANSWERED, 0),
@@ -146,7 +133,7 @@ pub(crate) fn output<'t>(env: &Env, hop: &'t NextHop, learned: bool) -> Result<O
     match env.rung {
         Rung::Xdp => {
             // A frame goes back out of its own interface without the device's redirect support.
-            let takes = (hop.flags & hop::XDP != 0 || hop.ifindex == env.ingress) && hop.flags & hop::L3 == 0;
+            let takes = hop.flags & hop::XDP != 0 || hop.ifindex == env.ingress;
             let whole = !env.scattered || hop.flags & hop::XDP_SG != 0;
             if good && takes && whole { Ok(Output::Hop(hop)) } else { Err(Reason::TO_TC) }
         }

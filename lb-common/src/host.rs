@@ -549,7 +549,6 @@ fn empty_work<A: Address>() -> Work<A> {
         request: Part::new(open::Request::default()),
         choice: Part::new(open::Choice::default()),
         chosen: Part::new(empty_flow()),
-        rerouted: Part::new(empty_flow()),
         quote: Part::new(icmp::Quote { key, icmp: 0, l4: 0, has_check: false, ttl: 0 }),
         route: Part::new(RouteKey { bits: 0, address: zero }),
     }

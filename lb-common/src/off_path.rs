@@ -1,5 +1,4 @@
-//! Packets off the fast path: those of no established flow (handshakes, SYNs, and what is not ours), and those of a flow
-//! whose route has moved.
+//! Packets that belong to no established flow: handshakes, SYNs, and what is not ours.
 //!
 //! A fraction of the traffic with most of the code. In the kernel it runs as functions that the verifier checks by
 //! themselves; what goes in and comes out stands in [`Work`], since pointers cannot.

@@ -103,6 +103,9 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work
     if segment.fragment {
         return Verdict::drop(Reason::FRAGMENT);
     }
+    if segment.ttl <= 1 {
+        return established::expired(env);
+    }
     // A retransmission goes on counting; a SYN with another sequence number is a new connection.
     let mut request = Request { service, attempts: 0, avoid: 0 };
     if let Some(entry) = previous {
@@ -127,13 +130,6 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work
     };
     if chosen == Reason::TO_TC.number() {
         return Verdict::pass(Reason::TO_TC);
-    }
-    // Not before it is known that the kernel carries it: the proxy minds neither.
-    if chosen == CHOSEN
-        && let Some(hop) = tables.next_hop(work.choice.get().hop)
-        && let Some(verdict) = established::unfit(env, segment, hop)
-    {
-        return verdict;
     }
     // What was drawn has had its turn, even if the SYN goes another way.
     if drawing && service.policy == policy::ROUND_ROBIN {
@@ -234,7 +230,7 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
     reverse.attempts = request.attempts as u16 + 1;
     reverse.out = segment.key.reversed();
     // On-link clients are answered at the MAC address they wrote from, if they came the way the route goes back.
-    if client.flags & hop::ON_LINK != 0
+    if client.flags & (hop::ON_LINK | hop::L3) == hop::ON_LINK
         && client.ifindex == env.ingress
         && client.tags.same_vlan(segment.link.tags)
     {

@@ -291,17 +291,6 @@ fn ipv6<P: Packet>(packet: &P, l3: usize) -> Ip {
     Ip { failed: None, l4: l3 + 40 + headers as usize, length: total - headers, ttl, fragment }
 }
 
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION: u8 = 60;
-
-/// Whether [`skip_extensions`] follows headers of that number.
-#[inline(always)]
-pub fn is_extension(next: u8) -> bool {
-    matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
-}
-
 /// The result of [`skip_extensions`], as a number.
 pub mod extensions {
     /// No TCP header was reached; the reason's number is in the low byte.
@@ -316,12 +305,12 @@ pub mod extensions {
 /// at `l3`, whose next header is `next`. See [`extensions`].
 #[inline(always)]
 pub fn skip_extensions<P: Packet>(packet: &P, l3: usize, next: u8) -> u32 {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const DESTINATION: u8 = 60;
     let failed = |reason: Reason| extensions::FAILED | reason.number();
 
-    // Before anything behind the IP header is read: it may be out of reach.
-    if !is_extension(next) {
-        return failed(Reason::NOT_TCP);
-    }
     let start = (l3 & MAX_L3_OFFSET) + 40;
     let mut next = next;
     let mut length = 0usize;

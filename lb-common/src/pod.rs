@@ -4,7 +4,6 @@
 use aya::Pod;
 
 use crate::address::{V4, V6};
-use crate::answer::Rate;
 use crate::flow::{Flow, Key};
 use crate::tables::{Backend, Live, NextHop, Opened, Service, ServiceKey, Settings, Window};
 
@@ -38,8 +37,6 @@ unsafe impl Pod for NextHop {}
 unsafe impl Pod for Settings {}
 // SAFETY: as above.
 unsafe impl Pod for Live {}
-// SAFETY: as above.
-unsafe impl Pod for Rate {}
 
 #[cfg(test)]
 mod tests {
@@ -56,6 +53,5 @@ mod tests {
         assert_eq!(size_of::<NextHop>(), 56);
         assert_eq!(size_of::<Settings>(), 8);
         assert_eq!(size_of::<Live>(), 16);
-        assert_eq!(size_of::<Rate>(), 16);
     }
 }

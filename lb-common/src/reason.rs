@@ -126,7 +126,7 @@ reasons! {
     /// TTL or hop limit used up: its sender is told (time exceeded).
     TTL_ANSWERED = 45, "ttl_answered", Answered;
 
-    /// TTL or hop limit used up, and the sender not told: too many were, it is no unicast address, or this is ICMP.
+    /// TTL or hop limit used up, of a packet whose sender cannot be told.
     TTL_EXPIRED = 48, "ttl_expired", Dropped;
     /// A fragment of a kernel flow, or to a served address.
     FRAGMENT = 49, "fragment", Dropped;
@@ -140,8 +140,6 @@ reasons! {
     REWRITE_FAILED = 53, "rewrite_failed", Dropped;
     /// A handshake that found no room among the established flows; must not happen.
     PROMOTION_FAILED = 54, "promotion_failed", Dropped;
-    /// Larger than the next hop's MTU, and the sender not told: too many were, or it is no unicast address.
-    TOO_BIG_DROPPED = 55, "too_big_dropped", Dropped;
 }
 
 /// Slots of the counters; one more than the highest number.

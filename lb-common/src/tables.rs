@@ -47,8 +47,6 @@ pub mod names {
     pub const LIVE: &str = "LIVE";
     /// PERCPU_ARRAY of u64: [`super::reason_index`].
     pub const REASONS: &str = "REASONS";
-    /// ICMP errors of our own: PERCPU_ARRAY of one [`crate::answer::Rate`].
-    pub const ANSWERS: &str = "ANSWERS";
     /// Devices that XDP may redirect to: DEVMAP_HASH by interface index.
     pub const DEVICES: &str = "DEVICES";
 }

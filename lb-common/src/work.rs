@@ -29,8 +29,6 @@ pub struct Work<A> {
     pub choice: Part<Choice>,
     /// The entry to rewrite the packet by, if it is to be sent on.
     pub chosen: Part<Flow<A>>,
-    /// A copy of an entry whose route has moved, with the next hop that it has now.
-    pub rerouted: Part<Flow<A>>,
     /// Where the parts of an ICMP error are.
     pub quote: Part<Quote<A>>,
     /// The address whose route is looked up.
@@ -60,8 +58,7 @@ impl<A: Address> Work<A> {
 ///
 /// One packet at a time is worked on, by one function at a time: whoever writes to a part holds no other reference
 /// to it. `segment` and `env` are written before all else; the others are each written by one function of `open` at a
-/// time, `chosen` where a verdict is encoded, `rerouted` where a route has moved, `quote` by `icmp`, `route` at each
-/// look-up.
+/// time, `chosen` where a verdict is encoded or a route has moved, `quote` by `icmp`, `route` at each look-up.
 #[repr(transparent)]
 pub struct Part<T>(UnsafeCell<T>);
 

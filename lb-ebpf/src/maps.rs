@@ -10,7 +10,6 @@ use aya_ebpf::btf_maps::lpm_trie::{self, LpmTrie};
 use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
-use lb_common::answer::Rate;
 use lb_common::tables::{
     Backend, HALF_OPEN_ENTRIES, Live, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, MAX_ROUTES, MAX_SERVICES,
     MAX_SLOTS, MAX_SNAT_ADDRESSES, MAX_SNAT_PORTS, NextHop, Opened, REASON_SLOTS, Service, ServiceKey,
@@ -69,8 +68,6 @@ static LIVE: Array<Live, 2, MAPPED> = Array::new();
 #[btf_map]
 static REASONS: PerCpuArray<u64, { REASON_SLOTS as usize }> = PerCpuArray::new();
 #[btf_map]
-static ANSWERS: PerCpuArray<Rate, 1> = PerCpuArray::new();
-#[btf_map]
 static WORK4: PerCpuArray<Work<V4>, 1> = PerCpuArray::new();
 #[btf_map]
 static WORK6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
@@ -83,16 +80,6 @@ pub(crate) fn count(rung: Rung, reason: Reason) {
     if let Some(counter) = REASONS.get_ptr_mut(reason_index(rung, reason)) {
         // SAFETY: a counter of this CPU alone; programs of one CPU do not interrupt each other.
         unsafe { *counter += 1 };
-    }
-}
-
-/// Whether this CPU may make one more ICMP error; counts it.
-#[inline(always)]
-pub(crate) fn may_answer(now: u64) -> bool {
-    match ANSWERS.get_ptr_mut(0) {
-        // SAFETY: a value of this CPU alone; programs of one CPU do not interrupt each other.
-        Some(rate) => unsafe { (*rate).allows(now) },
-        None => false,
     }
 }
 

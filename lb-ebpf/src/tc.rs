@@ -18,17 +18,14 @@ use lb_common::{
 };
 
 use crate::access;
-use crate::maps::{Family, KernelTables, count, may_answer};
+use crate::maps::{Family, KernelTables, count};
 
 /// `BPF_F_IPV6`, Linux 6.16: a change of IPv6 addresses leaves `CHECKSUM_COMPLETE` as it is.
 const BPF_F_IPV6: u64 = 1 << 7;
 /// `skb->pkt_type` of a packet to this host.
 const PACKET_HOST: u32 = 0;
-/// What is pulled into reach where TCP may need it: headers with all their options and extensions.
+/// What is pulled into reach where a packet may need it: headers with all their options and extensions.
 const HEADERS: usize = MAX_L4_OFFSET + 60;
-/// The same for an ICMP error: tags, two IPv4 headers with all their options, the ICMP header between them, and TCP up to
-/// its checksum.
-const ICMP_HEADERS: usize = 22 + 60 + 8 + 60 + 18;
 
 #[classifier]
 pub(crate) fn headgate_tc(ctx: TcContext) -> i32 {
@@ -63,7 +60,7 @@ fn run<A: OnTc>(skb: &mut Skb, link: Link) -> (Reason, i32) {
     skb.pull_headers::<A>(link);
     let segment = match parse::parse::<A, _>(skb, link) {
         Ok(segment) => segment,
-        Err(Reason::NOT_TCP) if skb.protocol::<A>(link) == Some(if A::V6 { icmp::V6 } else { icmp::V4 }) => {
+        Err(Reason::NOT_TCP) => {
             let code = A::decide_icmp(skb.0, link.l3 as u32);
             return decode(A::send_icmp(skb.0, link.l3 as u32, code));
         }
@@ -125,7 +122,7 @@ trait OnTc: Family {
     fn decide_icmp(context: *mut __sk_buff, l3: u32) -> off_path::Code;
     /// Does what the former said; see [`encode`].
     fn send_icmp(context: *mut __sk_buff, l3: u32, code: off_path::Code) -> u32;
-    /// [`answer::answer`]. 0: it could not, or there were too many.
+    /// [`answer::answer`]. 0: it could not.
     fn answer(context: *mut __sk_buff, l3: u32, l4: u32, mtu: u32, quoted: u32) -> u32;
 }
 
@@ -151,10 +148,6 @@ macro_rules! on_tc {
         extern "C" fn $answer(context: *mut __sk_buff, l3: u32, l4: u32, mtu: u32, quoted: u32) -> u32 {
             let mut skb = Skb(context);
             let Ok(link) = skb.link(l3) else { return 0 };
-            // SAFETY: a helper without arguments.
-            if !may_answer(unsafe { bpf_ktime_get_coarse_ns() }) {
-                return 0;
-            }
             answer::answer::<$address, _>(&mut skb, &link, l4 as usize, mtu, quoted).is_some() as u32
         }
 
@@ -179,7 +172,7 @@ on_tc!(V6, decide_icmp6, send_icmp6, answer6);
 
 #[inline(always)]
 fn decide_icmp<A: Family>(skb: &Skb, l3: u32) -> off_path::Code {
-    skb.pull(ICMP_HEADERS, ICMP_HEADERS);
+    skb.pull(HEADERS);
     let tables = KernelTables::<A>::new();
     let Some(work) = tables.work() else { return Reason::ICMP_OTHER.number() };
     let verdict = match skb.link(l3) {
@@ -208,37 +201,30 @@ fn send_icmp<A: Family>(skb: &mut Skb, l3: u32, code: off_path::Code) -> u32 {
 struct Skb(*mut __sk_buff);
 
 impl Skb {
-    /// The protocol number in the IP header, or the next-header number.
-    #[inline(always)]
-    fn protocol<A: Family>(&self, link: Link) -> Option<u8> {
-        self.read::<u8>(link.l3 + if A::V6 { 6 } else { 9 })
-    }
-
-    /// Pulls the headers of TCP that lie in the pages of the skb into reach. Of other packets the IP header alone: pulling
-    /// costs, and old kernels break a UDP super-packet that is a list of skbs by it.
+    /// Pulls headers that lie in the pages of the skb into reach.
     #[inline(always)]
     fn pull_headers<A: Family>(&self, link: Link) {
-        let fixed = link.l3 + if A::V6 { 40 } else { 20 };
-        self.pull(fixed, fixed);
-        let needed = match self.protocol::<A>(link) {
-            Some(parse::TCP) if A::V6 => fixed + 20,
-            Some(parse::TCP) => match self.read::<u8>(link.l3) {
+        let needed = if A::V6 {
+            match self.read::<u8>(link.l3 + 6) {
+                Some(parse::TCP) => link.l3 + 40 + 20,
+                _ => HEADERS,
+            }
+        } else {
+            match self.read::<u8>(link.l3) {
                 Some(version) => link.l3 + ((version & 0xf) as usize) * 4 + 20,
-                None => return,
-            },
-            Some(next) if A::V6 && parse::is_extension(next) => HEADERS,
-            _ => return,
+                None => HEADERS,
+            }
         };
-        self.pull(needed, HEADERS);
+        self.pull(needed);
     }
 
-    /// Pulls the first `wanted` bytes, or all there are, into reach if `needed` bytes are not.
+    /// Pulls in more of the headers if `needed` bytes are not within reach.
     #[inline(always)]
-    fn pull(&self, needed: usize, wanted: usize) {
+    fn pull(&self, needed: usize) {
         // SAFETY: the context that the kernel passed.
         let (linear, length) = unsafe { ((*self.0).data_end - (*self.0).data, (*self.0).len) };
         if (linear as usize) < needed && linear < length {
-            let wanted = if length < wanted as u32 { length } else { wanted as u32 };
+            let wanted = if length < HEADERS as u32 { length } else { HEADERS as u32 };
             // SAFETY: the context that the kernel passed. Where it fails, parsing says so.
             let _ = unsafe { bpf_skb_pull_data(self.0, wanted) };
         }

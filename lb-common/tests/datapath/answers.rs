@@ -4,12 +4,12 @@ use lb_common::balance::policy::ROUND_ROBIN;
 use lb_common::host::run;
 use lb_common::host_icmp::{Complaint, IcmpBuilder, icmp_error};
 use lb_common::host_packets::{PacketBuilder, extension, packet, verify_checksums};
-use lb_common::host_scenario::{BACKEND_MTU, CLIENT_MTU, CLIENT_SIDE, client, mac, next_hop, snat, vip};
+use lb_common::host_scenario::{BACKEND_MTU, CLIENT_MTU, CLIENT_SIDE, client, mac, snat, vip};
 use lb_common::parse::ethertype;
 use lb_common::tcp::flags::SYN;
-use lb_common::{Reason, Rung, V4, V6};
+use lb_common::{Reason, Rung};
 
-use crate::world::{BOTH, Connection, RUNGS, World, client_packet};
+use crate::world::{BOTH, Connection, World, client_packet};
 
 const HEADERS: [usize; 2] = [40, 60];
 
@@ -137,7 +137,7 @@ fn an_expired_ttl_is_answered_with_the_tags_it_came_with() {
 #[test]
 fn fragments_and_senders_that_are_no_host_are_not_answered() {
     for v6 in BOTH {
-        let world = with_default_routes(World::new(Rung::Tc, ROUND_ROBIN, 1));
+        let world = World::new(Rung::Tc, ROUND_ROBIN, 1);
         let connection = world.connect(client(v6, 1), 1);
         world.on_client_side(&connection.of_client().fragment(0, true).ttl(1)).left(Reason::FRAGMENT);
         let nobody: &[&str] = if v6 {
@@ -148,61 +148,6 @@ fn fragments_and_senders_that_are_no_host_are_not_answered() {
         for sender in nobody {
             let syn = packet(sender.parse().unwrap(), vip(v6)).flags(SYN).ttl(1);
             world.on_client_side(&syn).left(Reason::TTL_EXPIRED);
-        }
-    }
-}
-
-/// Else the SYN of a sender that is no host finds no way back and is left to the stack.
-fn with_default_routes(mut world: World) -> World {
-    world.tables.v4.routes.push((V4(0), 0, next_hop::ROUTER));
-    world.tables.v6.routes.push((V6([0; 4]), 0, next_hop::ROUTER));
-    world
-}
-
-/// Data in a SYN (TCP Fast Open) knows no MSS.
-#[test]
-fn a_syn_that_is_too_big_opens_no_flow() {
-    for v6 in BOTH {
-        for rung in RUNGS {
-            let world = World::new(rung, ROUND_ROBIN, 2);
-            let room = BACKEND_MTU as usize - HEADERS[v6 as usize];
-            let syn = |extra: usize| client_packet(client(v6, 1)).flags(SYN).payload(&vec![7; room + extra]);
-            let before = world.state();
-            let outcome = world.on_client_side(&syn(1));
-            match rung {
-                Rung::Xdp => outcome.left(Reason::TO_TC),
-                Rung::Tc => {
-                    let frame = outcome.answered(Reason::TOO_BIG);
-                    verify_checksums(&frame.0).unwrap();
-                    let told = icmp_error(
-                        vip(v6).ip(),
-                        client(v6, 1).ip(),
-                        Complaint::TooBig(BACKEND_MTU as u16),
-                        syn(1).quote(20),
-                    );
-                    assert_eq!(frame, told.macs(mac::CLIENT_SIDE, mac::ROUTER).build());
-                }
-            }
-            assert_eq!(world.state(), before);
-            world.on_client_side(&syn(0)).forwarded(Reason::NEW_FLOW);
-        }
-        let world = with_default_routes(World::new(Rung::Tc, ROUND_ROBIN, 1));
-        let nobody = if v6 { "[ff02::1]:9" } else { "224.0.0.1:9" };
-        let syn = packet(nobody.parse().unwrap(), vip(v6)).flags(SYN).payload(&[7; 9000]);
-        world.on_client_side(&syn).left(Reason::TOO_BIG_DROPPED);
-    }
-}
-
-/// The host itself accepts a packet with its last hop used up.
-#[test]
-fn the_proxy_gets_a_syn_whatever_its_ttl_and_size() {
-    for v6 in BOTH {
-        for rung in RUNGS {
-            let mut world = World::new(rung, ROUND_ROBIN, 1);
-            world.tables.settings.max_flows = 0;
-            let syn = client_packet(client(v6, 1)).flags(SYN).ttl(1).payload(&[7; 9000]);
-            world.on_client_side(&syn).left(Reason::TABLE_FULL);
-            world.on_client_side(&syn).left(Reason::TOMBSTONE);
         }
     }
 }

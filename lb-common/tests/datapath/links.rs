@@ -135,7 +135,7 @@ fn nothing_is_learned_from_a_device_without_an_ethernet_header() {
         let mut world = World::new(Rung::Tc, ROUND_ROBIN, 1);
         let neighbours = &mut world.tables.next_hops[next_hop::NEIGHBOURS as usize];
         (neighbours.ifindex, neighbours.device, neighbours.tags) = (TUNNEL, TUNNEL, Tags::default());
-        neighbours.flags = hop::USED | hop::L3;
+        neighbours.flags = hop::USED | hop::ON_LINK | hop::L3;
         let syn = client_packet(neighbour(v6, 1)).flags(SYN).seq(1);
         let mut frame = bare(syn.build());
         let result = run_bare(&world.env(TUNNEL), ethertype_of(v6), &mut frame, &world.tables);

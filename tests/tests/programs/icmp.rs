@@ -2,11 +2,10 @@
 
 use std::net::IpAddr;
 
-use lb_common::answer::Rate;
 use lb_common::host_icmp::{Complaint, IcmpBuilder, icmp_error};
 use lb_common::host_packets::{PacketBuilder, extension, verify_checksums};
 use lb_common::{Reason, Rung};
-use lb_tests::prog::{Device, coarse_now, is_runnable};
+use lb_tests::prog::{Device, is_runnable};
 use lb_tests::sample::{self, network, port, vip};
 
 use crate::handshake::{client, client_ack, establish};
@@ -146,36 +145,8 @@ fn packets_that_are_too_big_or_out_of_hops() {
                 .between((nobody, 9).into(), vip(v6, port::MAGLEV))
                 .flags(lb_common::tcp::flags::SYN)
                 .ttl(1);
-            assert_eq!(world.client_sends(&stray).reason, Reason::NO_ROUTE);
-        }
-    });
-}
-
-#[test]
-fn answers_of_a_cpu_are_limited() {
-    on_each_rung(|world| {
-        if world.rung == Rung::Xdp {
-            return;
-        }
-        // A period that has just begun, and does not end while this runs.
-        let since = coarse_now() + 3_600 * Rate::PERIOD;
-        for v6 in [false, true] {
-            let segment = client(v6, network::LINK, 1, port::VLAN);
-            establish(world, &segment);
-            let cases = [
-                (client_ack(&segment).ttl(1), Reason::TTL_ANSWERED, Reason::TTL_EXPIRED),
-                (client_ack(&segment).payload(&[2; 1900]), Reason::TOO_BIG, Reason::TOO_BIG_DROPPED),
-            ];
-            for (packet, answered, dropped) in cases {
-                let ingress = world.devices().client;
-                let mut frame = packet.build().0;
-                frame[..6].copy_from_slice(&ingress.mac);
-                for (count, reason) in [(Rate::LIMIT - 1, answered), (Rate::LIMIT, dropped)] {
-                    world.set_answers(Rate { since, count });
-                    let outcome = world.bed.packet(world.rung, ingress.ifindex, &frame).expect("it runs");
-                    assert_eq!(outcome.reasons, [(world.rung, reason, 1)]);
-                }
-            }
+            let reason = if world.rung == Rung::Xdp { Reason::TO_TC } else { Reason::TTL_EXPIRED };
+            assert_eq!(world.client_sends(&stray).reason, reason);
         }
     });
 }

@@ -2,9 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::{PerCpuArray, PerCpuValues};
-use aya::util::nr_cpus;
-use lb_common::answer::Rate;
 use lb_common::host::{Frame, HostTables, Result as HostResult, run};
 use lb_common::host_packets::PacketBuilder;
 use lb_common::parse::parse_link;
@@ -100,10 +97,6 @@ impl Lockstep {
     /// Any frame, whomever it is to.
     pub(crate) fn frame_as_it_is(&mut self, ingress: Device, frame: &[u8]) -> Agreed {
         let host = self.on_host(ingress, frame);
-        // The host's code does not count its answers.
-        if host.0.reason.fate() == Fate::Answered {
-            self.set_answers(Rate::default());
-        }
         let kernel = self
             .bed
             .super_packet(self.rung, ingress.ifindex, self.gso_size, frame)
@@ -124,15 +117,6 @@ impl Lockstep {
         assert_ne!(reason, Reason::REWRITE_FAILED, "{}", context());
         *self.seen.entry(reason.name()).or_default() += 1;
         Agreed { reason, sent: host.0.sent.map(|(ifindex, _)| ifindex), frame: host.1 }
-    }
-
-    /// How many answers the kernel's program has given lately, on each CPU.
-    pub(crate) fn set_answers(&mut self, rate: Rate) {
-        let map = self.bed.ebpf.map_mut(names::ANSWERS).expect("a map of the object");
-        let mut map: PerCpuArray<_, Rate> = map.try_into().expect("a per-CPU array");
-        let cpus = nr_cpus().expect("a number of CPUs");
-        let values = PerCpuValues::try_from(vec![rate; cpus]).expect("a value for each CPU");
-        map.set(0, values, 0).expect("the map takes it");
     }
 
     /// Panics if the flow tables are not the same.
