@@ -68,16 +68,6 @@ pub struct Cluster {
     pub drain_timeout: Duration,
 }
 
-impl Cluster {
-    /// The endpoints of the configuration itself; none where they come from DNS.
-    pub fn static_endpoints(&self) -> &[Endpoint] {
-        match &self.discovery {
-            Discovery::Static(endpoints) => endpoints,
-            Discovery::StrictDns(_) => &[],
-        }
-    }
-}
-
 /// Where the endpoints of a cluster come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discovery {

@@ -60,7 +60,7 @@ pub fn status(status: &Value) -> String {
     }
     for finding in status["findings"].as_array().into_iter().flatten() {
         let interface = finding["interface"].as_str().map(|name| format!("{name}: ")).unwrap_or_default();
-        text += &format!("\nnote: {interface}{}; {}\n", string(&finding["what"]), string(&finding["todo"]));
+        text += &format!("\nnote: {interface}{}; {}\n", string(&finding["what"]), string(&finding["remedy"]));
     }
     text
 }

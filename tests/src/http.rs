@@ -126,6 +126,29 @@ impl Connection {
     }
 }
 
+/// A connection that stays open, and the backend that answers it.
+#[derive(Debug)]
+pub struct Kept {
+    connection: Connection,
+    pub name: String,
+}
+
+impl Kept {
+    /// Connects from `host` and asks who answers.
+    pub fn open_in(host: &Namespace, address: SocketAddr) -> Result<Self> {
+        let mut connection = Connection::open_in(host, address)?;
+        let name = connection.get()?;
+        Ok(Self { connection, name })
+    }
+
+    /// Fails unless it is still answered, by the same one.
+    pub fn check(&mut self) -> Result<()> {
+        let name = self.connection.get()?;
+        ensure!(name == self.name, "{name} answers instead of {}", self.name);
+        Ok(())
+    }
+}
+
 /// What became of many connections.
 #[derive(Debug, Default)]
 pub struct Outcome {

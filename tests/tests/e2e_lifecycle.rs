@@ -8,7 +8,7 @@ use anyhow::ensure;
 use lb_tests::agent::{Agent, config};
 use lb_tests::cmd::wait_for;
 use lb_tests::curl;
-use lb_tests::http::{Connection, sequential};
+use lb_tests::http::{Connection, Kept, sequential};
 use lb_tests::rung::{Rung, Totals};
 use lb_tests::scenario::{Scenario, Setup, start_nginx};
 use lb_tests::topology::{Family, Topology};
@@ -140,12 +140,12 @@ fn proxied_connections_outlive_the_change(setup: Setup) {
     let topology = Topology::new(&setup.options()).unwrap();
     let nginx = start_nginx(&topology, None).unwrap();
     let mut old = Agent::start(&topology, &config("proxy", &topology)).unwrap();
-    let mut kept = Family::ALL.map(|family| Kept::open(&topology, family));
+    let mut kept = Family::ALL.map(|family| Kept::open_in(&topology.client, family.vip()).unwrap());
     assert_eq!(old.totals().unwrap().sum(), Totals::only(Rung::Proxy, 2));
 
     old.terminate().unwrap();
     wait_until_nobody_listens(&topology);
-    kept.iter_mut().for_each(Kept::check);
+    kept.iter_mut().for_each(|kept| kept.check().unwrap());
     assert!(old.exit_status().unwrap().is_none(), "it waits for its connections");
 
     let agent = Agent::start(&topology, &config(setup.rung().name(), &topology)).unwrap();
@@ -156,7 +156,7 @@ fn proxied_connections_outlive_the_change(setup: Setup) {
         let outcome = sequential(&scenario.topology.client, family.vip(), 30).unwrap();
         outcome.require(30).unwrap();
         scenario.agent.require_carried(&before, setup.rung(), 30).unwrap();
-        kept.iter_mut().for_each(Kept::check);
+        kept.iter_mut().for_each(|kept| kept.check().unwrap());
     }
     assert!(old.exit_status().unwrap().is_none(), "it waits for its connections:\n{}", old.log());
     drop(kept);
@@ -187,13 +187,13 @@ fn sigterm_drains_proxy() {
 fn sigterm_drains(setup: Setup) {
     let mut scenario = Scenario::start(setup, None).unwrap();
     let before = scenario.agent.totals().unwrap();
-    let mut kept = Family::ALL.map(|family| Kept::open(&scenario.topology, family));
+    let mut kept = Family::ALL.map(|family| Kept::open_in(&scenario.topology.client, family.vip()).unwrap());
     scenario.agent.require_carried(&before, setup.rung(), 2).unwrap();
 
     scenario.agent.terminate().unwrap();
     wait_until_nobody_listens(&scenario.topology);
     for _ in 0..20 {
-        kept.iter_mut().for_each(Kept::check);
+        kept.iter_mut().for_each(|kept| kept.check().unwrap());
     }
     assert!(scenario.agent.exit_status().unwrap().is_none(), "it waits for its connections");
 
@@ -210,24 +210,6 @@ fn sigterm_without_connections_ends_the_agent_at_once() {
         let mut scenario = Scenario::start(setup, None).unwrap();
         scenario.agent.terminate().unwrap();
         scenario.agent.require_exit(Duration::from_secs(10)).unwrap();
-    }
-}
-
-/// A connection that stays open, and the backend that answers it.
-struct Kept {
-    connection: Connection,
-    name: String,
-}
-
-impl Kept {
-    fn open(topology: &Topology, family: Family) -> Self {
-        let mut connection = Connection::open_in(&topology.client, family.vip()).unwrap();
-        let name = connection.get().unwrap();
-        Self { connection, name }
-    }
-
-    fn check(&mut self) {
-        assert_eq!(self.connection.get().unwrap(), self.name);
     }
 }
 

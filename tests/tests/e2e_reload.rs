@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use lb_tests::agent::config;
 use lb_tests::cmd::wait_for;
-use lb_tests::http::{Connection, sequential};
+use lb_tests::http::{Connection, Kept, sequential};
 use lb_tests::rung::Rung;
 use lb_tests::scenario::{Scenario, Setup};
 use lb_tests::topology::Family;
@@ -39,7 +39,7 @@ fn a_reload(setup: Setup) {
     // One connection to each backend of each family.
     let mut kept: Vec<Kept> = Vec::new();
     for family in Family::ALL {
-        kept.extend((0..3).map(|_| Kept::open(&scenario, family.vip())));
+        kept.extend((0..3).map(|_| Kept::open_in(&scenario.topology.client, family.vip()).unwrap()));
     }
     let carried = |vip: SocketAddr| {
         let before = agent.totals().unwrap();
@@ -73,10 +73,10 @@ fn a_reload(setup: Setup) {
     for family in Family::ALL {
         let vip = SocketAddr::new(family.lb(0), 81);
         assert_eq!(carried(vip).len(), 3, "{family}");
-        kept.push(Kept::open(&scenario, vip));
+        kept.push(Kept::open_in(&scenario.topology.client, vip).unwrap());
         assert_eq!(carried(family.vip()).len(), 3, "{family}");
     }
-    kept.iter_mut().for_each(Kept::check);
+    kept.iter_mut().for_each(|kept| kept.check().unwrap());
 
     // A backend less: its connections live, new ones go elsewhere.
     let mut less = more.clone();
@@ -95,7 +95,7 @@ fn a_reload(setup: Setup) {
         let row = backends.as_array().unwrap().iter().find(|row| row["address"] == *address).cloned();
         row.map(|row| row["state"].as_str().unwrap().to_owned())
     };
-    kept.iter_mut().for_each(Kept::check);
+    kept.iter_mut().for_each(|kept| kept.check().unwrap());
     for family in Family::ALL {
         assert_eq!(drains(family).as_deref(), Some("draining"), "{family}");
     }
@@ -106,7 +106,7 @@ fn a_reload(setup: Setup) {
         assert!(Connection::open_in(client, SocketAddr::new(family.lb(0), 81)).is_err(), "{family}");
         assert_eq!(carried(SocketAddr::new(family.lb(0), 82)).len(), 2, "{family}");
     }
-    kept.iter_mut().for_each(Kept::check);
+    kept.iter_mut().for_each(|kept| kept.check().unwrap());
 
     // With its last connection the backend is gone.
     kept.retain(|kept| kept.name != "b3");
@@ -132,7 +132,7 @@ fn a_reload(setup: Setup) {
     for family in Family::ALL {
         assert_eq!(carried(family.vip()).len(), 3, "{family}");
     }
-    kept.iter_mut().for_each(Kept::check);
+    kept.iter_mut().for_each(|kept| kept.check().unwrap());
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_bad_file_changes_nothing() {
     let scenario = Scenario::start(Setup::Tc, None).unwrap();
     let (agent, client) = (&scenario.agent, &scenario.topology.client);
     let good = config("tc", &scenario.topology);
-    let mut kept = Kept::open(&scenario, Family::V4.vip());
+    let mut kept = Kept::open_in(&scenario.topology.client, Family::V4.vip()).unwrap();
     // In use by another process of the balancer.
     let busy =
         scenario.topology.lb.within(|| std::net::TcpListener::bind((Family::V4.lb(0), 83))).unwrap().unwrap();
@@ -166,7 +166,7 @@ fn a_bad_file_changes_nothing() {
         let error = agent.reload(text).unwrap().unwrap_err();
         assert!(error.contains(reason), "{error}");
         assert!(agent.log().contains(reason), "{}", agent.log());
-        kept.check();
+        kept.check().unwrap();
         let before = agent.totals().unwrap();
         for family in Family::ALL {
             sequential(client, family.vip(), REQUESTS).unwrap().require(REQUESTS).unwrap();
@@ -183,7 +183,8 @@ fn rungs_and_interfaces_change_under_open_connections() {
     let scenario = Scenario::start(Setup::Xdp, None).unwrap();
     let (agent, client) = (&scenario.agent, &scenario.topology.client);
     let xdp = config("xdp", &scenario.topology);
-    let mut kept: Vec<Kept> = Family::ALL.map(|family| Kept::open(&scenario, family.vip())).into();
+    let mut kept: Vec<Kept> =
+        Family::ALL.map(|family| Kept::open_in(&scenario.topology.client, family.vip()).unwrap()).into();
     let named = |text: &str, names: &str| text.replace("interfaces: auto", &format!("interfaces: {names}"));
     let steps = [
         (xdp.replace("mode: xdp", "mode: tc"), Rung::Tc),
@@ -200,24 +201,6 @@ fn rungs_and_interfaces_change_under_open_connections() {
             sequential(client, family.vip(), REQUESTS).unwrap().require(REQUESTS).unwrap();
         }
         agent.require_carried(&before, rung, 2 * REQUESTS).unwrap();
-        kept.iter_mut().for_each(Kept::check);
-    }
-}
-
-/// A connection that stays open, and the backend that answers it.
-struct Kept {
-    connection: Connection,
-    name: String,
-}
-
-impl Kept {
-    fn open(scenario: &Scenario, vip: SocketAddr) -> Self {
-        let mut connection = Connection::open_in(&scenario.topology.client, vip).unwrap();
-        let name = connection.get().unwrap();
-        Self { connection, name }
-    }
-
-    fn check(&mut self) {
-        assert_eq!(self.connection.get().unwrap(), self.name);
+        kept.iter_mut().for_each(|kept| kept.check().unwrap());
     }
 }

@@ -4,10 +4,8 @@
 
 use std::time::Duration;
 
-use lb_tests::cmd::run;
 use lb_tests::http::sequential;
 use lb_tests::payload::Payload;
-use lb_tests::rung::Rung;
 use lb_tests::scenario::{Scenario, Setup};
 use lb_tests::topology::Family;
 
@@ -40,7 +38,7 @@ fn small_job(setup: Setup) {
     let payload = Payload::random(MIB).unwrap();
     // That the rung's programs are attached, and natively, is part of the start.
     let mut scenario = Scenario::start(setup, Some(&payload)).unwrap();
-    let carrier = carrier(setup);
+    let carrier = setup.carrier();
     for family in Family::ALL {
         let before = scenario.agent.totals().unwrap();
         let outcome = sequential(&scenario.topology.client, family.vip(), REQUESTS).unwrap();
@@ -66,14 +64,4 @@ fn small_job(setup: Setup) {
         let filters = scenario.topology.lb.run("tc", &["filter", "show", "dev", &device, "ingress"]).unwrap();
         assert!(!filters.contains("headgate"), "{device}: {filters}");
     }
-}
-
-/// A veth sends what XDP redirects to it only while its far end has a program, and a kernel before 6.3 does not
-/// tell: there the XDP program leaves each packet to the TC program behind it.
-fn carrier(setup: Setup) -> Rung {
-    let release = run("uname", &["-r"]).unwrap();
-    let mut numbers =
-        release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap());
-    let version = (numbers.next().unwrap(), numbers.next().unwrap());
-    if setup.rung() == Rung::Xdp && version < (6, 3) { Rung::Tc } else { setup.rung() }
 }

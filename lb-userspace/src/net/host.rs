@@ -12,10 +12,6 @@ use serde::Serialize;
 use super::ethtool;
 use super::snapshot::Link;
 
-/// The longest packet, without the link header, that most drivers let a program have that takes one buffer: a
-/// page of 4,096 bytes less headroom (256), `skb_shared_info` (320), Ethernet header and two VLAN tags (22).
-const XDP_MTU: u32 = 4096 - 256 - 320 - 22;
-
 /// How full connection tracking may be, in percent, before it is worth a word.
 const CONNTRACK_FULL: u64 = 90;
 
@@ -27,7 +23,7 @@ pub struct Finding {
     /// What is so, and what comes of it.
     pub what: String,
     /// What to do about it.
-    pub todo: String,
+    pub remedy: String,
 }
 
 impl fmt::Display for Finding {
@@ -35,7 +31,7 @@ impl fmt::Display for Finding {
         if let Some(interface) = &self.interface {
             write!(f, "{interface}: ")?;
         }
-        write!(f, "{}; {}", self.what, self.todo)
+        write!(f, "{}; {}", self.what, self.remedy)
     }
 }
 
@@ -104,7 +100,6 @@ fn judge(node: &Node, devices: &[Device<'_>]) -> Vec<Finding> {
     }
     for device in devices {
         findings.extend(large_receive(device));
-        findings.extend(long_packets(device.link));
     }
     findings
 }
@@ -113,7 +108,7 @@ fn interpreted_programs(node: &Node) -> Option<Finding> {
     (node.bpf_jit == Some(0)).then(|| Finding {
         interface: None,
         what: "BPF programs are interpreted, not compiled: the kernel rungs are several times slower".into(),
-        todo: "sysctl -w net.core.bpf_jit_enable=1, then restart headgate".into(),
+        remedy: "sysctl -w net.core.bpf_jit_enable=1, then restart headgate".into(),
     })
 }
 
@@ -124,7 +119,7 @@ fn hidden_next_hops(node: &Node) -> Option<Finding> {
             "routes that name a next hop object do not show where they lead: replies to clients behind them \
                take a less specific route, or without one the proxy serves these clients"
                 .into(),
-        todo: "sysctl -w net.ipv4.nexthop_compat_mode=1".into(),
+        remedy: "sysctl -w net.ipv4.nexthop_compat_mode=1".into(),
     })
 }
 
@@ -137,7 +132,7 @@ fn full_conntrack(node: &Node) -> Option<Finding> {
             "connection tracking holds {count} of {max} entries; when it is full the kernel drops new \
              connections of the proxy and of the node itself (the kernel rungs do not use it)"
         ),
-        todo: format!("sysctl -w net.netfilter.nf_conntrack_max={}", max * 2),
+        remedy: format!("sysctl -w net.netfilter.nf_conntrack_max={}", max * 2),
     })
 }
 
@@ -150,7 +145,10 @@ fn strict_reverse_path(node: &Node, device: &Device<'_>) -> Option<Finding> {
                route back to their source leaves by another interface (the kernel rungs are not affected)"
             .into(),
         // The greater of the two values counts, and 2 is loose.
-        todo: format!("if routes are asymmetric: sysctl -w net.ipv4.conf.{}.rp_filter=2", sysctl_name(name)),
+        remedy: format!(
+            "if routes are asymmetric: sysctl -w net.ipv4.conf.{}.rp_filter=2",
+            sysctl_name(name)
+        ),
     })
 }
 
@@ -161,20 +159,7 @@ fn large_receive(device: &Device<'_>) -> Option<Finding> {
         what: "large receive offload merges segments into packets that cannot be sent on: bulk transfers \
                through the tc rung stall"
             .into(),
-        todo: format!("ethtool -K {name} lro off"),
-    })
-}
-
-/// Devices of software take their programs on TC anyway.
-fn long_packets(link: &Link) -> Option<Finding> {
-    (link.kind.is_none() && link.ethernet && !link.loopback && link.mtu > XDP_MTU).then(|| Finding {
-        interface: Some(link.name.clone()),
-        what: format!(
-            "an MTU of {} is more than most drivers allow with an XDP program ({XDP_MTU}): the interface may \
-             have to stay on tc",
-            link.mtu
-        ),
-        todo: format!("if xdp matters more than jumbo frames: ip link set {} mtu {XDP_MTU}", link.name),
+        remedy: format!("ethtool -K {name} lro off"),
     })
 }
 
@@ -208,7 +193,7 @@ mod tests {
     }
 
     fn about(findings: &[Finding]) -> Vec<(Option<&str>, &str)> {
-        findings.iter().map(|finding| (finding.interface.as_deref(), finding.todo.as_str())).collect()
+        findings.iter().map(|finding| (finding.interface.as_deref(), finding.remedy.as_str())).collect()
     }
 
     #[test]
@@ -244,15 +229,6 @@ mod tests {
         let eth0 = link("eth0", None, 1500);
         let found = judge(&Node::default(), &[Device { large_receive: true, ..device(&eth0, 0) }]);
         assert_eq!(about(&found), [(Some("eth0"), "ethtool -K eth0 lro off")]);
-    }
-
-    #[test]
-    fn jumbo_frames_matter_on_hardware() {
-        let (eth0, veth) = (link("eth0", None, 9000), link("veth0", Some("veth"), 9000));
-        let found = judge(&Node::default(), &[device(&eth0, 0), device(&veth, 0)]);
-        assert_eq!(found.len(), 1);
-        assert!(found[0].what.contains("9000") && found[0].interface.as_deref() == Some("eth0"), "{found:?}");
-        assert_eq!(long_packets(&link("eth0", None, XDP_MTU)), None);
     }
 
     #[test]

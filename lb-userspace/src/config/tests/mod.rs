@@ -137,7 +137,8 @@ clusters:
     assert_eq!(loaded.config.listeners[1].idle_timeout, None);
     assert_eq!(loaded.config.listeners[1].address, address("[::]:443"));
     let blue = loaded.config.cluster("blue").unwrap();
-    assert_eq!(blue.static_endpoints()[1], Endpoint { address: address("10.0.0.8:8080"), weight: 256 });
+    let Discovery::Static(endpoints) = &blue.discovery else { panic!("{:?}", blue.discovery) };
+    assert_eq!(endpoints[1], Endpoint { address: address("10.0.0.8:8080"), weight: 256 });
     assert_eq!((blue.lb_policy, blue.connect_attempts), (LbPolicy::Maglev, 16));
     assert_eq!((blue.connect_timeout, blue.drain_timeout), (Duration::from_millis(250), Duration::ZERO));
     assert_eq!(loaded.config.cluster("green").unwrap().lb_policy, LbPolicy::SourceIp);

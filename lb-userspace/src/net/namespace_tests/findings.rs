@@ -42,6 +42,6 @@ fn settings_of_the_namespace_are_judged() {
         assert!(!is_seen().await);
         let found = findings(&links().await);
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].todo.contains("nexthop_compat_mode=1"), "{found:?}");
+        assert!(found[0].remedy.contains("nexthop_compat_mode=1"), "{found:?}");
     });
 }
