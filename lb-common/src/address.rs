@@ -14,6 +14,10 @@ pub trait Address: Copy + Eq + Wire + 'static {
     fn sum(self) -> u32;
     /// The address in 64 bits, for hashing.
     fn mixed(self) -> u64;
+    /// Whether two pairs of addresses are the same.
+    fn same(a: Self, b: Self, other_a: Self, other_b: Self) -> bool;
+    /// Two addresses and a seed in 64 bits, half-way to a hash.
+    fn pair(self, other: Self, seed: u64) -> u64;
     /// Whether it may be the source of a packet that is answered (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e): that
     /// of one host, neither unspecified nor loopback.
     fn is_unicast(self) -> bool;
@@ -61,6 +65,17 @@ impl Address for V4 {
     }
 
     #[inline(always)]
+    fn same(a: Self, b: Self, other_a: Self, other_b: Self) -> bool {
+        let word = |low: Self, high: Self| low.0 as u64 | (high.0 as u64) << 32;
+        word(a, b) == word(other_a, other_b)
+    }
+
+    #[inline(always)]
+    fn pair(self, other: Self, seed: u64) -> u64 {
+        stir(seed ^ (self.0 as u64 | (other.0 as u64) << 32))
+    }
+
+    #[inline(always)]
     fn is_unicast(self) -> bool {
         let first = self.0.to_ne_bytes()[0];
         first != 0 && first != 127 && first < 224
@@ -96,6 +111,19 @@ impl Address for V6 {
     }
 
     #[inline(always)]
+    fn same(a: Self, b: Self, other_a: Self, other_b: Self) -> bool {
+        a == other_a && b == other_b
+    }
+
+    #[inline(always)]
+    fn pair(self, other: Self, seed: u64) -> u64 {
+        let word = |low: u32, high: u32| low as u64 | (high as u64) << 32;
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
+        let stirred = stir(stir(seed ^ word(a, b)) ^ word(c, d));
+        stir(stir(stirred ^ word(e, f)) ^ word(g, h))
+    }
+
+    #[inline(always)]
     fn is_unicast(self) -> bool {
         let [a, b, c, d] = self.0;
         let low = a | b | c == 0 && u32::from_be(d) <= 1;
@@ -111,6 +139,19 @@ impl Address for V6 {
     fn to_words(self) -> [u32; 4] {
         self.0
     }
+}
+
+/// Multiply and fold: every bit of the upper half depends on every one that went in, and the lower half on the upper.
+#[inline(always)]
+pub(crate) const fn stir(value: u64) -> u64 {
+    stir_by(value, 0x9e37_79b9_7f4a_7c15)
+}
+
+/// [`stir`] with another odd factor.
+#[inline(always)]
+pub(crate) const fn stir_by(value: u64, factor: u64) -> u64 {
+    let value = value.wrapping_mul(factor);
+    value ^ value >> 32
 }
 
 #[cfg(feature = "user")]

@@ -6,7 +6,7 @@
 #[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::AtomicU64;
 #[cfg(not(target_arch = "bpf"))]
-use core::sync::atomic::Ordering::{AcqRel, Acquire};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, SeqCst};
 
 /// Compare-and-set; whether it was done.
 ///
@@ -27,27 +27,59 @@ pub(crate) unsafe fn compare_exchange(at: *mut u64, old: u64, new: u64) -> bool 
     }
 }
 
-/// Sets the bits of `set` and clears those of `clear`.
+/// Stores `new`, after everything that was written before it (a full barrier, on every architecture); the old value.
 ///
 /// # Safety
 /// As [`compare_exchange`].
 #[inline(always)]
-pub(crate) unsafe fn update_bits(at: *mut u64, set: u64, clear: u64) {
+pub(crate) unsafe fn exchange(at: *mut u64, new: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     // SAFETY: the caller's.
     unsafe {
-        use core::intrinsics::{AtomicOrdering, atomic_and, atomic_or};
-        if set != 0 {
-            atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(at, set);
-        }
-        if clear != 0 {
-            atomic_and::<u64, u64, { AtomicOrdering::SeqCst }>(at, !clear);
-        }
+        use core::intrinsics::{AtomicOrdering, atomic_xchg};
+        atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(at, new)
     }
     #[cfg(not(target_arch = "bpf"))]
     // SAFETY: the caller's.
     unsafe {
-        AtomicU64::from_ptr(at).fetch_or(set, AcqRel);
-        AtomicU64::from_ptr(at).fetch_and(!clear, AcqRel);
+        AtomicU64::from_ptr(at).swap(new, SeqCst)
+    }
+}
+
+/// Clears all bits but those of `mask`.
+///
+/// # Safety
+/// As [`compare_exchange`].
+#[inline(always)]
+pub(crate) unsafe fn and(at: *mut u64, mask: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's.
+    unsafe {
+        use core::intrinsics::{AtomicOrdering, atomic_and};
+        atomic_and::<u64, u64, { AtomicOrdering::SeqCst }>(at, mask);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        AtomicU64::from_ptr(at).fetch_and(mask, SeqCst);
+    }
+}
+
+/// Adds `value`, wrapping.
+///
+/// # Safety
+/// As [`compare_exchange`].
+#[inline(always)]
+pub(crate) unsafe fn add(at: *mut u64, value: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's.
+    unsafe {
+        use core::intrinsics::{AtomicOrdering, atomic_xadd};
+        atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(at, value);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        AtomicU64::from_ptr(at).fetch_add(value, SeqCst);
     }
 }

@@ -1,15 +1,7 @@
-//! From a segment to a verdict.
-//!
-//! The order of look-ups is the order of likelihood: established flows, half-open ones, then, for a SYN alone, the
-//! served addresses. Nothing is changed before it is clear that this rung will carry the packet.
+//! What a packet's circumstances are, and what is decided on it.
 
-use crate::address::Address;
-use crate::established;
 use crate::flow::FlowRef;
-use crate::off_path;
-use crate::parse::Segment;
 use crate::reason::Reason;
-use crate::tables::{Step, Tables, hop};
 
 /// Where the datapath runs.
 #[repr(u32)]
@@ -116,22 +108,4 @@ impl<'t, A> Verdict<'t, A> {
     pub fn drop(reason: Reason) -> Self {
         Self { reason, action: Action::Drop, mtu: 0 }
     }
-}
-
-/// What happens to `segment`.
-#[inline(always)]
-pub fn decide<'t, A: Address, T: Tables<A>>(
-    env: &Env,
-    segment: &Segment<A>,
-    tables: &'t T,
-) -> Verdict<'t, A> {
-    if let Some(flow) = tables.established(&segment.key)
-        && !established::is_reused(segment, flow)
-        && let Some(hop) = tables.next_hop(flow.get().hop)
-        && hop.flags & hop::RELOOKUP == 0
-    {
-        tables.note(Step::FoundEstablished);
-        return established::handle(env, segment, tables, flow, flow, hop);
-    }
-    off_path::decide(env, segment, tables)
 }

@@ -2,16 +2,17 @@
 
 use crate::address::Address;
 use crate::decide::{Action, Env, Output, Rung, Verdict};
-use crate::flow::{FlowRef, flags};
+use crate::flow::{FlowRef, mark};
 use crate::parse::Segment;
 use crate::reason::Reason;
+use crate::table;
 use crate::tables::{NextHop, Step, Tables, hop};
 use crate::tcp;
 
 /// Whether `segment` opens a new connection on the tuple of one that has ended.
 #[inline(always)]
 pub(crate) fn is_reused<A: Address>(segment: &Segment<A>, flow: FlowRef<'_, A>) -> bool {
-    segment.opens() && flow.get().is_forward() && tcp::is_closing(flow.state())
+    segment.opens() && flow.seen() & mark::REVERSE == 0 && tcp::is_closing(flow.seen())
 }
 
 /// Handles a packet of `flow` that leaves by `hop` and is rewritten by `sent`: the entry itself or, where its route
@@ -25,13 +26,12 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(
     sent: FlowRef<'t, A>,
     hop: &'t NextHop,
 ) -> Verdict<'t, A> {
-    let from_client = flow.get().is_forward();
+    let from_client = flow.seen() & mark::REVERSE == 0;
     let reason = if from_client { Reason::FORWARD } else { Reason::REVERSE };
     let verdict = relay_by(env, segment, sent, hop, reason);
     if let Action::Forward(..) = verdict.action {
-        let state = flow.state();
-        if state != 0 || segment.has(tcp::flags::FIN | tcp::flags::RST) {
-            update_state(segment, tables, flow, state);
+        if flow.seen() & tcp::state::ALL != 0 || segment.has(tcp::flags::FIN | tcp::flags::RST) {
+            update_state(segment, tables, flow);
         }
         flow.count(env.now, segment.payload, segment.seq.wrapping_add(segment.payload));
     }
@@ -45,7 +45,7 @@ pub(crate) fn current<'t, A: Address, T: Tables<A>>(
     tables: &'t T,
     flow: FlowRef<'t, A>,
 ) -> Option<(FlowRef<'t, A>, &'t NextHop)> {
-    let hop = tables.next_hop(flow.get().hop)?;
+    let hop = tables.next_hop(flow.get().hop as u32)?;
     if hop.flags & hop::RELOOKUP == 0 {
         return Some((flow, hop));
     }
@@ -54,9 +54,9 @@ pub(crate) fn current<'t, A: Address, T: Tables<A>>(
     copy.copy_from(flow);
     let index = tables.route(copy.out.destination).unwrap_or(0);
     tables.note(Step::Rerouted(index));
-    copy.hop = index;
+    copy.hop = index as u16;
     // What was learned is a neighbour on the old link.
-    copy.flags &= !flags::LEARNED;
+    copy.word &= !mark::LEARNED;
     Some((FlowRef::from_mut(copy), tables.next_hop(index)?))
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn relay<'t, A: Address, T: Tables<A>>(
     flow: FlowRef<'t, A>,
     reason: Reason,
 ) -> Verdict<'t, A> {
-    let Some(hop) = tables.next_hop(flow.get().hop) else { return Verdict::drop(Reason::HOP_GONE) };
+    let Some(hop) = tables.next_hop(flow.get().hop as u32) else { return Verdict::drop(Reason::HOP_GONE) };
     relay_by(env, segment, flow, hop, reason)
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn relay_by<'t, A: Address>(
     hop: &'t NextHop,
     reason: Reason,
 ) -> Verdict<'t, A> {
-    let output = match output(env, hop, flow.get().flags & flags::LEARNED != 0) {
+    let output = match output(env, hop, flow.seen() & mark::LEARNED != 0) {
         Ok(output) => output,
         Err(Reason::TO_TC) => return Verdict::pass(Reason::TO_TC),
         Err(reason) => return Verdict::drop(reason),
@@ -145,28 +145,24 @@ pub(crate) fn output<'t>(env: &Env, hop: &'t NextHop, learned: bool) -> Result<O
 
 /// Both entries keep the whole state: each direction must know whether the flow has ended.
 #[inline(always)]
-fn update_state<A: Address, T: Tables<A>>(
-    segment: &Segment<A>,
-    tables: &T,
-    flow: FlowRef<'_, A>,
-    state: u64,
-) {
+fn update_state<A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &T, flow: FlowRef<'_, A>) {
     let entry = flow.get();
+    let state = flow.seen() & tcp::state::ALL;
     let (set, clear) = tcp::transition(
         state,
-        entry.is_forward(),
+        flow.seen() & mark::REVERSE == 0,
         segment.flags,
         segment.seq,
-        entry.seq_end,
+        entry.end as u32,
         segment.payload,
     );
     if set & !state == 0 && clear == 0 {
         return;
     }
-    flow.update_state(set, clear);
-    if let Some(peer) = tables.established(&flow.peer_key())
-        && peer.get().generation == entry.generation
+    let _ = flow.update(set, clear);
+    if let Some(peer) = table::find(tables, &flow.peer_key())
+        && peer.generation() == flow.generation()
     {
-        peer.update_state(set, clear);
+        let _ = peer.update(set, clear);
     }
 }

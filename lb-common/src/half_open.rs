@@ -1,7 +1,7 @@
 //! A packet of a tuple whose handshake is under way, or whose SYN went up to the proxy.
 //!
-//! The backend is settled by its first answer: a SYN-ACK pins the attempt by compare-and-set on the forward entry,
-//! a repeated SYN may only be sent elsewhere by the same compare-and-set, so one of the two wins. The client's
+//! The backend is settled by its first answer: a SYN-ACK marks the forward entry as answered by compare-and-set, a
+//! repeated SYN may only be sent elsewhere by the same compare-and-set, so one of the two wins. The client's
 //! acknowledgement of the backend's initial sequence number, which nobody off the path can guess, promotes the
 //! flow. Whatever does not belong to the handshake passes up untouched: a spoofed SYN on the tuple of a connection
 //! that the proxy carries must not capture its packets.
@@ -9,16 +9,13 @@
 use crate::address::Address;
 use crate::decide::{Action, Env, Verdict};
 use crate::established;
-use crate::flow::FlowRef;
+use crate::flow::{FlowRef, mark};
 use crate::open;
 use crate::parse::Segment;
 use crate::reason::Reason;
+use crate::table::{self, HALF_OPEN_LIMIT};
 use crate::tables::{Step, Tables};
 use crate::tcp::{flags, state};
-
-/// How long an entry without a further SYN counts, nanoseconds: Linux repeats a SYN after 1, 2, 4, 8, 16 s, and a
-/// SYN-ACK alike.
-const TIMEOUT: u64 = 40_000_000_000;
 
 /// How far beyond the first byte a segment of the client may lie and still complete the handshake: an initial
 /// window of segments, the first of which was lost (RFC 6928, with jumbo frames or offloading).
@@ -34,7 +31,8 @@ pub(crate) enum Outcome<'t, A> {
 /// which alone sees repeated SYNs.
 #[inline(always)]
 pub(crate) fn is_expired<A: Address>(env: &Env, entry: FlowRef<'_, A>) -> bool {
-    entry.get().is_forward() && env.now.wrapping_sub(entry.get().last_seen) as i64 > TIMEOUT as i64
+    entry.seen() & mark::REVERSE == 0
+        && env.now.wrapping_sub(entry.get().last_seen) as i64 > HALF_OPEN_LIMIT as i64
 }
 
 #[inline(always)]
@@ -44,7 +42,7 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(
     tables: &'t T,
     entry: FlowRef<'t, A>,
 ) -> Outcome<'t, A> {
-    if entry.get().is_tombstone() {
+    if entry.seen() & mark::TOMBSTONE != 0 {
         tables.note(Step::FoundTombstone);
         if segment.opens() {
             entry.count(env.now, 0, 0);
@@ -52,7 +50,7 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(
         return Outcome::Done(Verdict::pass(Reason::TOMBSTONE));
     }
     tables.note(Step::FoundHalfOpen);
-    if !entry.get().is_forward() {
+    if entry.seen() & mark::REVERSE != 0 {
         return Outcome::Done(from_backend(env, segment, tables, entry));
     }
     if segment.opens() {
@@ -72,8 +70,7 @@ fn repeated_syn<'t, A: Address, T: Tables<A>>(
     if segment.seq != flow.isn {
         return Outcome::Open;
     }
-    if entry.pin() == 0
-        && entry.state() & state::CHALLENGED == 0
+    if entry.seen() & (mark::ANSWERED | state::CHALLENGED) == 0
         && open::may_retry(tables, &segment.key, entry)
     {
         return Outcome::Open;
@@ -93,17 +90,16 @@ fn from_client<'t, A: Address, T: Tables<A>>(
     entry: FlowRef<'t, A>,
 ) -> Verdict<'t, A> {
     let flow = entry.get();
-    let pin = entry.pin();
     let offset = segment.seq.wrapping_sub(flow.isn.wrapping_add(1));
     if segment.has(flags::RST) {
         // The client's answer to a TIME_WAIT socket's ACK, or its giving up.
-        let to_challenge = entry.state() & state::CHALLENGED != 0 && segment.seq == flow.peer_isn;
+        let to_challenge = entry.seen() & state::CHALLENGED != 0 && segment.seq == flow.peer_isn;
         if to_challenge || offset < FIRST_FLIGHT {
             return established::relay(env, segment, tables, entry, Reason::HALF_OPEN_RESET);
         }
         return Verdict::pass(Reason::NO_FLOW);
     }
-    if pin != flow.generation || !segment.has(flags::ACK) {
+    if entry.seen() & mark::ANSWERED == 0 || !segment.has(flags::ACK) {
         return Verdict::pass(Reason::NO_FLOW);
     }
     let acknowledged = segment.ack.wrapping_sub(flow.peer_isn.wrapping_add(1));
@@ -113,7 +109,7 @@ fn from_client<'t, A: Address, T: Tables<A>>(
     promote(env, segment, tables, entry)
 }
 
-/// Insert first, then delete: at every moment the flow is in one of the two maps.
+/// The reverse entry first: where the forward one says that the flow is established, both do.
 #[inline(always)]
 fn promote<'t, A: Address, T: Tables<A>>(
     env: &Env,
@@ -126,24 +122,23 @@ fn promote<'t, A: Address, T: Tables<A>>(
     if !matches!(verdict.action, Action::Forward(..)) {
         return verdict;
     }
-    let reverse_key = entry.peer_key();
-    let generation = entry.get().generation;
-    let Some(reverse) = tables.half_open(&reverse_key) else { return Verdict::pass(Reason::ABANDONED) };
-    if reverse.get().generation != generation {
+    let Some(reverse) = table::find(tables, &entry.peer_key()) else {
+        return Verdict::pass(Reason::ABANDONED);
+    };
+    if reverse.generation() != entry.generation() || reverse.update(mark::ESTABLISHED, 0).is_none() {
         return Verdict::pass(Reason::ABANDONED);
     }
-    if tables.insert_established(&reverse_key, reverse) {
-        tables.count_opened(entry.get().backend, env.rung);
-    } else if tables.established(&reverse_key).is_none() {
-        return Verdict::drop(Reason::PROMOTION_FAILED);
+    tables.between();
+    match entry.update(mark::ESTABLISHED, 0) {
+        // Of several CPUs one counts it.
+        Some(before) if before & mark::ESTABLISHED == 0 => {
+            tables.count_opened(entry.get().backend as u32, env.rung);
+        }
+        Some(_) => {}
+        None => return Verdict::pass(Reason::ABANDONED),
     }
-    // Where another CPU was first, its entry stays.
-    let _ = tables.insert_established(&segment.key, entry);
-    let Some(flow) = tables.established(&segment.key) else { return Verdict::drop(Reason::PROMOTION_FAILED) };
-    tables.remove_half_open(&segment.key);
-    tables.remove_half_open(&reverse_key);
-    let Some(hop) = tables.next_hop(flow.get().hop) else { return Verdict::drop(Reason::HOP_GONE) };
-    let verdict = established::handle(env, segment, tables, flow, flow, hop);
+    let Some(hop) = tables.next_hop(entry.get().hop as u32) else { return Verdict::drop(Reason::HOP_GONE) };
+    let verdict = established::handle(env, segment, tables, entry, entry, hop);
     match verdict.action {
         Action::Forward(..) => Verdict { reason: Reason::ESTABLISHED, ..verdict },
         Action::Answer | Action::Pass | Action::Drop => verdict,
@@ -157,16 +152,16 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
     tables: &'t T,
     reverse: FlowRef<'t, A>,
 ) -> Verdict<'t, A> {
-    let generation = reverse.get().generation;
-    let client_key = reverse.peer_key();
-    let Some(forward) = tables.half_open(&client_key) else { return Verdict::pass(Reason::ABANDONED) };
-    if forward.get().generation != generation || forward.get().is_tombstone() || is_expired(env, forward) {
+    let Some(forward) = table::find(tables, &reverse.peer_key()) else {
+        return Verdict::pass(Reason::ABANDONED);
+    };
+    if forward.generation() != reverse.generation() || is_expired(env, forward) {
         // The stack knows nothing of it and answers with the RST that the backend should get.
         return Verdict::pass(Reason::ABANDONED);
     }
     let flow = forward.get();
     let answers_syn =
-        segment.has(flags::ACK) && segment.ack.wrapping_sub(flow.isn.wrapping_add(1)) <= flow.syn_payload;
+        segment.has(flags::ACK) && segment.ack.wrapping_sub(flow.isn.wrapping_add(1)) <= flow.syn_payload as u32;
     let Some((sent, hop)) = established::current(tables, reverse) else {
         return Verdict::drop(Reason::HOP_GONE);
     };
@@ -181,7 +176,7 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
         if !matches!(verdict.action, Action::Forward(..)) {
             return verdict;
         }
-        if !forward.set_pin(0, generation) && forward.pin() != generation {
+        if forward.update(mark::ANSWERED, 0).is_none() {
             return Verdict::pass(Reason::ABANDONED);
         }
         forward.set_peer_isn(segment.seq);
@@ -191,9 +186,9 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
     }
     if segment.has(flags::ACK) {
         let verdict = established::relay_by(env, segment, sent, hop, Reason::CHALLENGE);
-        if matches!(verdict.action, Action::Forward(..)) && forward.pin() == 0 {
+        if matches!(verdict.action, Action::Forward(..)) && forward.seen() & mark::ANSWERED == 0 {
             forward.set_peer_isn(segment.ack);
-            forward.update_state(state::CHALLENGED, 0);
+            let _ = forward.update(state::CHALLENGED, 0);
         }
         return verdict;
     }
@@ -209,11 +204,11 @@ fn refused<'t, A: Address, T: Tables<A>>(
     reverse: FlowRef<'t, A>,
     answers_syn: bool,
 ) -> Option<Verdict<'t, A>> {
-    let pinned = forward.pin() != 0;
-    if !answers_syn && !pinned {
+    let answered = forward.seen() & mark::ANSWERED != 0;
+    if !answers_syn && !answered {
         return Some(Verdict::pass(Reason::NO_FLOW));
     }
-    if !pinned && open::may_retry(tables, &reverse.peer_key(), forward) {
+    if !answered && open::may_retry(tables, &reverse.peer_key(), forward) {
         return Some(Verdict::drop(Reason::REFUSED_RETRY));
     }
     None

@@ -11,15 +11,15 @@ use std::thread::ThreadId;
 use crate::address::Address;
 use crate::answer::{answer, quoted_sum, unanswered};
 use crate::checksum;
-use crate::decide::{Action, Env, Output, Rung, Verdict, decide};
-use crate::flow::{Flow, FlowRef, Key};
-use crate::packet::{LinkHeader, Packet, Wire};
+use crate::decide::{Action, Env, Output, Rung, Verdict};
+use crate::fast::{self, Done};
+use crate::flow::{Flow, Key};
+use crate::packet::{Head, LinkHeader, Packet, Wire};
 use crate::parse::{Link, Segment, Tags, ethertype, parse, parse_link, skip_extensions};
 use crate::reason::Reason;
 use crate::rewrite::rewrite;
-use crate::tables::{
-    Backend, HALF_OPEN_ENTRIES, NextHop, Opened, Service, ServiceKey, Settings, Tables, Window,
-};
+use crate::table::{self, FlowSet, SetRef, WAYS, sets};
+use crate::tables::{Backend, NextHop, Opened, Service, ServiceKey, Settings, Tables, Window};
 use crate::work::{Part, RouteKey, Work};
 use crate::{V4, V6, icmp, off_path, open, tcp};
 
@@ -47,6 +47,12 @@ impl Packet for Frame {
         // SAFETY: `bytes` has the size of T, and T is plain data of any alignment.
         unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
         Some(())
+    }
+
+    fn head(&mut self, length: usize) -> Option<Head<'_>> {
+        let bytes = self.0.get_mut(..length)?;
+        // SAFETY: a mutable slice of this length.
+        Some(unsafe { Head::new(bytes.as_mut_ptr(), length) })
     }
 
     fn add_to_l4_checksum(&mut self, offset: usize, addresses: u16, rest: u16, _v6: bool) -> Option<()> {
@@ -116,6 +122,31 @@ pub struct Result {
 
 /// Runs the whole datapath on `frame`, which is rewritten if it is forwarded or answered.
 pub fn run<T: Tables<V4> + Tables<V6>>(env: &Env, frame: &mut Frame, tables: &T) -> Result {
+    match fast::handle::<V4, _, T>(env, frame, tables) {
+        Done::Nothing => {}
+        done => return finish::<V4, T>(env, frame, tables, done),
+    }
+    match fast::handle::<V6, _, T>(env, frame, tables) {
+        Done::Nothing => run_slow(env, frame, tables),
+        done => finish::<V6, T>(env, frame, tables, done),
+    }
+}
+
+fn finish<A: Address, T: Tables<A>>(env: &Env, frame: &mut Frame, tables: &T, done: Done<'_>) -> Result {
+    match done {
+        Done::Nothing => unreachable!("somebody else's"),
+        Done::Passed(reason) | Done::Dropped(reason) => Result { reason, sent: None },
+        Done::Forwarded(reason, hop) => Result { reason, sent: Some((hop.ifindex, false)) },
+        Done::Opens => {
+            let verdict = off_path::decode(tables, off_path::run_fresh(tables));
+            let segment = *tables.work().expect("used just now").packet();
+            carry_out(env, frame, &segment, verdict)
+        }
+    }
+}
+
+/// [`run`] without [`crate::fast`].
+pub fn run_slow<T: Tables<V4> + Tables<V6>>(env: &Env, frame: &mut Frame, tables: &T) -> Result {
     let link = match parse_link(frame) {
         Ok(link) => link,
         Err(reason) => return Result { reason, sent: None },
@@ -159,10 +190,23 @@ fn run_family<A: Address, T: Tables<A>>(env: &Env, frame: &mut Frame, link: Link
         }
         Err(reason) => return Result { reason, sent: None },
     };
-    let Verdict { reason, action, mtu } = decide(env, &segment, tables);
+    carry_out(env, frame, &segment, off_path::decide(env, &segment, tables))
+}
+
+fn carry_out<A: Address>(
+    env: &Env,
+    frame: &mut Frame,
+    segment: &Segment<A>,
+    Verdict { reason, action, mtu }: Verdict<'_, A>,
+) -> Result {
+    let by = |output| match output {
+        Output::Hop(hop) => (hop.ifindex, false),
+        Output::Neighbour(hop) => (hop.device, true),
+    };
+    let link = segment.link;
     let sent = match action {
         Action::Forward(flow, output) => {
-            if rewrite(frame, &segment, flow.get(), output).is_none() {
+            if rewrite(frame, segment, flow.get(), output).is_none() {
                 return Result { reason: Reason::REWRITE_FAILED, sent: None };
             }
             Some(by(output))
@@ -182,87 +226,65 @@ fn run_family<A: Address, T: Tables<A>>(env: &Env, frame: &mut Frame, link: Link
 /// An entry of all zeroes.
 pub fn empty_flow<A: Address>() -> Flow<A> {
     let zero = A::from_words([0; 4]);
+    let key = Key::new(zero, zero, 0, 0);
     Flow {
-        out: Key::new(zero, zero, 0, 0),
+        word: 0,
+        key,
+        out: key,
         delta_l3: 0,
         delta_addresses: 0,
         delta_ports: 0,
         mss: 0,
         hop: 0,
-        flags: 0,
-        mac: [0; 6],
-        attempts: 0,
-        tags: Tags::default(),
         backend: 0,
         service: 0,
-        generation: 0,
-        state: 0,
-        pin: 0,
+        attempts: 0,
+        mac: [0; 6],
+        syn_payload: 0,
+        tags: Tags::default(),
         last_seen: 0,
+        end: 0,
         packets: 0,
-        bytes: 0,
         isn: 0,
         peer_isn: 0,
-        seq_end: 0,
-        syn_payload: 0,
     }
 }
 
-/// Flow entries of one map. Those that were taken out stay readable, as they do in the kernel.
-struct Entries<A>(Mutex<EntriesInner<A>>);
-
-struct EntriesInner<A> {
-    live: HashMap<Key<A>, Box<UnsafeCell<Flow<A>>>>,
-    dead: Vec<Box<UnsafeCell<Flow<A>>>>,
+/// A set without entries.
+pub fn empty_set<A: Address>() -> FlowSet<A> {
+    FlowSet { tags: [0; 3], strays: 0, zero: [0; 4], flows: [empty_flow(); WAYS] }
 }
 
-impl<A: Address + std::hash::Hash> Entries<A> {
-    fn new() -> Self {
-        Self(Mutex::new(EntriesInner { live: HashMap::new(), dead: Vec::new() }))
+/// Flows that the tables of the host are for unless told otherwise.
+const HOST_FLOWS: u32 = 1 << 12;
+
+/// A flow table.
+struct FlowTable<A>(Vec<UnsafeCell<FlowSet<A>>>);
+
+impl<A: Address> FlowTable<A> {
+    fn new(sets: u32) -> Self {
+        Self((0..sets).map(|_| UnsafeCell::new(empty_set())).collect())
     }
 
-    fn get(&self, key: &Key<A>) -> Option<FlowRef<'_, A>> {
-        let inner = self.0.lock().expect("no panic while locked");
-        let cell = inner.live.get(key)?;
-        // SAFETY: the box lives as long as `self`, in one list or the other, and is only reached by `FlowRef`s.
-        Some(unsafe { FlowRef::new(NonNull::new(cell.get())?) })
+    fn set(&self, index: u32) -> Option<SetRef<'_, A>> {
+        let cell = self.0.get(index as usize)?;
+        // SAFETY: the cell lives as long as `self` and is only reached by `SetRef`s.
+        Some(unsafe { SetRef::new(NonNull::new(cell.get())?) })
     }
 
-    fn insert(&self, key: &Key<A>, flow: FlowRef<'_, A>, replace: bool, room: usize) -> bool {
-        let mut inner = self.0.lock().expect("no panic while locked");
-        let present = inner.live.contains_key(key);
-        if (present && !replace) || (!present && inner.live.len() >= room) {
-            return false;
-        }
-        if let Some(old) = inner.live.insert(*key, Box::new(UnsafeCell::new(*flow.get()))) {
-            inner.dead.push(old);
-        }
-        true
-    }
-
-    fn remove(&self, key: &Key<A>) {
-        let mut inner = self.0.lock().expect("no panic while locked");
-        if let Some(old) = inner.live.remove(key) {
-            inner.dead.push(old);
-        }
-    }
-
-    fn list(&self) -> Vec<(Key<A>, Flow<A>)> {
-        let inner = self.0.lock().expect("no panic while locked");
-        // SAFETY: read under the lock, in tests that have stopped writing.
-        inner.live.iter().map(|(key, cell)| (*key, unsafe { *cell.get() })).collect()
+    fn entries(&self) -> Vec<Flow<A>> {
+        let sets = (0..self.0.len()).filter_map(|index| self.set(index as u32));
+        let flows = sets.flat_map(|set| (0..WAYS).filter_map(move |way| set.flow(way)));
+        flows.filter(|flow| flow.seen() != 0).map(|flow| *flow.get()).collect()
     }
 }
 
-// SAFETY: the map is behind a mutex; entries are only changed through `FlowRef`, atomically where it matters.
-unsafe impl<A: Send> Sync for Entries<A> {}
-// SAFETY: as above.
-unsafe impl<A: Send> Send for Entries<A> {}
+// SAFETY: entries are only changed through `SetRef` and `FlowRef`, atomically where it matters.
+unsafe impl<A: Send> Sync for FlowTable<A> {}
 
 /// The tables of one family on the host.
 pub struct FamilyTables<A> {
-    established: Entries<A>,
-    half_open: Entries<A>,
+    flows: FlowTable<A>,
     /// Served addresses.
     pub services: HashMap<ServiceKey<A>, Service>,
     /// Next-hop index towards each prefix: address, bits, index.
@@ -302,8 +324,7 @@ pub struct HostTables {
 impl<A: Address + std::hash::Hash> FamilyTables<A> {
     fn new() -> Self {
         Self {
-            established: Entries::new(),
-            half_open: Entries::new(),
+            flows: FlowTable::new(sets(HOST_FLOWS)),
             services: HashMap::new(),
             routes: Vec::new(),
             live: AtomicU64::new(0),
@@ -311,19 +332,19 @@ impl<A: Address + std::hash::Hash> FamilyTables<A> {
         }
     }
 
-    /// All established entries.
-    pub fn established_entries(&self) -> Vec<(Key<A>, Flow<A>)> {
-        self.established.list()
+    /// All entries of established flows.
+    pub fn established_entries(&self) -> Vec<Flow<A>> {
+        self.flows.entries().into_iter().filter(Flow::is_established).collect()
     }
 
     /// All half-open entries and tombstones.
-    pub fn half_open_entries(&self) -> Vec<(Key<A>, Flow<A>)> {
-        self.half_open.list()
+    pub fn half_open_entries(&self) -> Vec<Flow<A>> {
+        self.flows.entries().into_iter().filter(|flow| !flow.is_established()).collect()
     }
 
-    /// Takes a half-open entry out, as the kernel's LRU may at any time.
-    pub fn evict_half_open(&self, key: &Key<A>) {
-        self.half_open.remove(key);
+    /// An empty flow table for so many flows.
+    pub fn resize(&mut self, max_flows: u32) {
+        self.flows = FlowTable::new(sets(max_flows));
     }
 }
 
@@ -363,16 +384,28 @@ impl Default for HostTables {
             snat_addresses: Vec::new(),
             snat_ports: Vec::new(),
             settings: Settings { max_flows: 1 << 16, ..Settings::default() },
-            clock: AtomicU64::new(1),
+            clock: AtomicU64::new(1 << 6),
             random: AtomicU64::new(0),
         }
     }
 }
 
 impl HostTables {
-    /// Whatever the next calls of `precise_now` return is later than `now`.
+    /// Whatever the next calls of `precise_now` return is later than `now`; calls are 64 ns apart.
     pub fn set_clock(&self, now: u64) {
         self.clock.store(now, Relaxed);
+    }
+
+    /// Takes a half-open entry out, as may happen at any time to make room.
+    pub fn evict_half_open<A: Address>(&self, key: &Key<A>)
+    where
+        Self: Tables<A>,
+    {
+        if let Some(flow) = table::find(self, key)
+            && !flow.get().is_established()
+        {
+            let _ = table::remove(self, key, flow.seen(), u64::MAX);
+        }
     }
 }
 
@@ -380,33 +413,20 @@ impl HostTables {
 macro_rules! host_tables {
     ($address:ty, $family:ident) => {
         impl Tables<$address> for HostTables {
-            fn established(&self, key: &Key<$address>) -> Option<FlowRef<'_, $address>> {
-                self.$family.established.get(key)
+            fn flow_sets(&self) -> u32 {
+                self.$family.flows.0.len() as u32
             }
 
-            fn half_open(&self, key: &Key<$address>) -> Option<FlowRef<'_, $address>> {
-                self.$family.half_open.get(key)
+            fn seed(&self) -> u64 {
+                self.settings.seed
             }
 
-            fn insert_established(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
-                let room = crate::tables::flow_entries(self.settings.max_flows) as usize;
-                self.$family.established.insert(key, flow, false, room)
+            fn has_ordered_stores(&self) -> bool {
+                false
             }
 
-            fn insert_half_open(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
-                self.$family.half_open.insert(key, flow, false, HALF_OPEN_ENTRIES as usize)
-            }
-
-            fn replace_half_open(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
-                self.$family.half_open.insert(key, flow, true, HALF_OPEN_ENTRIES as usize)
-            }
-
-            fn remove_established(&self, key: &Key<$address>) {
-                self.$family.established.remove(key);
-            }
-
-            fn remove_half_open(&self, key: &Key<$address>) {
-                self.$family.half_open.remove(key);
+            fn flow_set(&self, index: u32) -> Option<SetRef<'_, $address>> {
+                self.$family.flows.set(index)
             }
 
             fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {
@@ -477,6 +497,10 @@ macro_rules! host_tables {
                 }
             }
 
+            fn count_closed(&self) {
+                self.$family.live.fetch_sub(1, Relaxed);
+            }
+
             fn work(&self) -> Option<&Work<$address>> {
                 Some(self.$family.work.of_this_thread())
             }
@@ -485,8 +509,8 @@ macro_rules! host_tables {
                 off_path::handle::<$address, _>(self)
             }
 
-            fn open(&self) -> off_path::Code {
-                off_path::open::<$address, _>(self)
+            fn open(&self, fresh: u32) -> off_path::Code {
+                off_path::open::<$address, _>(self, fresh)
             }
 
             fn choose(&self) -> u32 {
@@ -497,12 +521,24 @@ macro_rules! host_tables {
                 open::reserve_port::<$address, _>(self)
             }
 
+            fn finish(&self, how: u32) -> off_path::Code {
+                off_path::finish::<$address, _>(self, how)
+            }
+
+            fn insert(&self, which: u32) -> u32 {
+                table::insert::<$address, _>(self, which)
+            }
+
+            fn settle(&self, set: u32, tag: u32, how: u32) -> u32 {
+                table::settle::<$address, _>(self, set, tag, how)
+            }
+
             fn random(&self) -> u32 {
                 crate::balance::mix(self.random.fetch_add(1, Relaxed)) as u32
             }
 
             fn precise_now(&self) -> u64 {
-                self.clock.fetch_add(1, Relaxed)
+                self.clock.fetch_add(1 << 6, Relaxed)
             }
         }
     };
@@ -545,7 +581,6 @@ fn empty_work<A: Address>() -> Work<A> {
         env: Part::new(Env::new(Rung::Xdp, 0, 0)),
         forward: Part::new(empty_flow()),
         reverse: Part::new(empty_flow()),
-        reverse_key: Part::new(key),
         request: Part::new(open::Request::default()),
         choice: Part::new(open::Choice::default()),
         chosen: Part::new(empty_flow()),

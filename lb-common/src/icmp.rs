@@ -10,10 +10,11 @@ use crate::address::Address;
 use crate::checksum::{self, TTL_DELTA};
 use crate::decide::{Env, Output, Verdict};
 use crate::established;
-use crate::flow::{Flow, Key, flags};
+use crate::flow::{Flow, Key, mark};
 use crate::packet::Packet;
 use crate::parse::{self, Ip, Link, MAX_L4_OFFSET, TCP};
 use crate::reason::Reason;
+use crate::table;
 use crate::tables::{Step, Tables};
 
 /// The IP protocol number of ICMP.
@@ -84,12 +85,15 @@ pub fn decide<'t, A: Address, P: Packet, T: Tables<A>>(
     if let Err(reason) = parse_error::<A, P>(packet, link, quote) {
         return Verdict::pass(reason);
     }
-    let Some(flow) = tables.established(&quote.key) else { return Verdict::pass(Reason::ICMP_OTHER) };
+    let Some(flow) = table::find(tables, &quote.key) else { return Verdict::pass(Reason::ICMP_OTHER) };
+    if flow.seen() & mark::ESTABLISHED == 0 {
+        return Verdict::pass(Reason::ICMP_OTHER);
+    }
     tables.note(Step::FoundEstablished);
     let Some((flow, hop)) = established::current(tables, flow) else {
         return Verdict::drop(Reason::HOP_GONE);
     };
-    let output = match established::output(env, hop, flow.get().flags & flags::LEARNED != 0) {
+    let output = match established::output(env, hop, flow.get().is_learned()) {
         Ok(output) => output,
         Err(reason) => return Verdict::drop(reason),
     };

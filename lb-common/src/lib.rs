@@ -14,7 +14,7 @@
 
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "the BPF target has no stable atomics"))]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics, asm_experimental_arch))]
 #![warn(missing_docs)]
 
 pub mod address;
@@ -24,6 +24,7 @@ pub mod balance;
 pub mod checksum;
 pub mod decide;
 mod established;
+pub mod fast;
 pub mod flow;
 mod half_open;
 pub mod icmp;
@@ -33,6 +34,7 @@ pub mod packet;
 pub mod parse;
 pub mod reason;
 pub mod rewrite;
+pub mod table;
 pub mod tables;
 pub mod tcp;
 pub mod work;
@@ -51,8 +53,9 @@ pub mod maglev;
 mod pod;
 
 pub use address::{Address, V4, V6};
-pub use decide::{Action, Env, Rung, Verdict, decide};
+pub use decide::{Action, Env, Rung, Verdict};
 pub use flow::{Flow, FlowRef, Key};
+pub use off_path::decide;
 pub use packet::Packet;
 pub use parse::{Segment, parse};
 pub use reason::Reason;
@@ -60,4 +63,4 @@ pub use tables::Tables;
 
 /// Version of the layout of everything in [`tables`] and [`flow`]: part of the pins' path, so that an agent never
 /// reads maps of another layout.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;

@@ -1,4 +1,4 @@
-//! Packets that belong to no established flow: handshakes, SYNs, and what is not ours.
+//! Packets that [`crate::fast`] leaves: handshakes, SYNs, the end of flows, and whatever is unusual.
 //!
 //! A fraction of the traffic with most of the code. In the kernel it runs as functions that the verifier checks by
 //! themselves; what goes in and comes out stands in [`Work`], since pointers cannot.
@@ -6,11 +6,12 @@
 use crate::address::Address;
 use crate::decide::{Action, Env, Output, Verdict};
 use crate::established;
-use crate::flow::FlowRef;
+use crate::flow::{FlowRef, mark};
 use crate::half_open::{self, Outcome};
 use crate::open;
 use crate::parse::Segment;
 use crate::reason::Reason;
+use crate::table;
 use crate::tables::{Step, Tables};
 use crate::work::Work;
 
@@ -25,22 +26,50 @@ const NEIGHBOUR: u32 = 3;
 const ANSWER: u32 = 4;
 /// No verdict yet: a SYN that [`Tables::open`] is for.
 const OPEN: Code = u32::MAX;
+/// As above: one that [`Tables::reserve_port`] and [`Tables::finish`] are for.
+const CHOSEN: Code = u32::MAX - 1;
 
-/// Puts the packet into the work room, has it handled, and takes the verdict.
+/// What happens to `segment`: puts it into the work room, has it handled, and takes the verdict.
 #[inline(always)]
-pub(crate) fn decide<'t, A: Address, T: Tables<A>>(
+pub fn decide<'t, A: Address, T: Tables<A>>(
     env: &Env,
     segment: &Segment<A>,
     tables: &'t T,
 ) -> Verdict<'t, A> {
     let Some(work) = tables.work() else { return Verdict::pass(Reason::NO_FLOW) };
-    *work.segment.get_mut() = *segment;
-    *work.env.get_mut() = *env;
-    let mut code = tables.handle_off_path();
-    if code == OPEN {
-        code = tables.open();
+    work.put(env, segment);
+    decode(tables, run(tables))
+}
+
+/// Handles the packet in the work room, one function after the other, not one from the other: their stack adds up.
+#[inline(always)]
+pub fn run<A: Address, T: Tables<A>>(tables: &T) -> Code {
+    let code = tables.handle_off_path();
+    if code != OPEN {
+        return code;
     }
-    decode(tables, code)
+    open_flow(tables, 0)
+}
+
+/// Handles a SYN of no entry to the service that the request in the work room has.
+#[inline(always)]
+pub fn run_fresh<A: Address, T: Tables<A>>(tables: &T) -> Code {
+    open_flow(tables, FRESH)
+}
+
+#[inline(always)]
+fn open_flow<A: Address, T: Tables<A>>(tables: &T, fresh: u32) -> Code {
+    let code = tables.open(fresh);
+    if code != CHOSEN {
+        return code;
+    }
+    tables.finish(tables.reserve_port() | fresh)
+}
+
+/// Whether [`decode`] will say that the packet is answered; with what MTU.
+#[inline(always)]
+pub fn answer(code: Code) -> Option<u32> {
+    (code >> 8 & 0xff == ANSWER).then_some(code >> 16)
 }
 
 /// The verdict that [`encode`] made `code` of.
@@ -54,7 +83,7 @@ pub fn decode<'t, A: Address, T: Tables<A>>(tables: &'t T, code: Code) -> Verdic
         way => {
             let Some(work) = tables.work() else { return Verdict::drop(Reason::REWRITE_FAILED) };
             let flow = FlowRef::from_mut(work.chosen.get_mut());
-            let Some(hop) = tables.next_hop(flow.get().hop) else { return Verdict::drop(Reason::HOP_GONE) };
+            let Some(hop) = tables.next_hop(flow.get().hop as u32) else { return Verdict::drop(Reason::HOP_GONE) };
             let output = if way == HOP { Output::Hop(hop) } else { Output::Neighbour(hop) };
             Verdict::forward(reason, flow, output)
         }
@@ -66,42 +95,55 @@ pub fn decode<'t, A: Address, T: Tables<A>>(tables: &'t T, code: Code) -> Verdic
 pub fn handle<A: Address, T: Tables<A>>(tables: &T) -> Code {
     let Some(work) = tables.work() else { return Reason::NO_FLOW.number() };
     let (segment, env) = (work.segment.get(), work.env.get());
-    let stray = match tables.half_open(&segment.key) {
-        Some(entry) if !half_open::is_expired(env, entry) => {
-            match half_open::handle(env, segment, tables, entry) {
-                Outcome::Open => return OPEN,
-                Outcome::Done(Verdict { reason: reason @ (Reason::NO_FLOW | Reason::ABANDONED), .. }) => {
-                    Some(reason)
-                }
-                Outcome::Done(verdict) => return encode(work, &verdict),
-            }
-        }
-        _ => None,
+    let Some(flow) = table::find(tables, &segment.key) else {
+        tables.note(Step::FoundNothing);
+        return if segment.opens() { OPEN } else { encode(work, &open::not_opening(segment, tables)) };
     };
-    // A flow whose route has moved. Or another CPU has promoted it since the first look-up: then its half-open entries
-    // are gone, or hold what does not matter any more.
-    if let Some(flow) = tables.established(&segment.key)
-        && !established::is_reused(segment, flow)
-    {
-        tables.note(Step::FoundEstablished);
-        let verdict = match established::current(tables, flow) {
-            Some((sent, hop)) => established::handle(env, segment, tables, flow, sent, hop),
-            None => Verdict::drop(Reason::HOP_GONE),
+    if flow.seen() & mark::ESTABLISHED == 0 {
+        if half_open::is_expired(env, flow) {
+            tables.note(Step::FoundNothing);
+            return if segment.opens() { OPEN } else { encode(work, &open::not_opening(segment, tables)) };
+        }
+        return match half_open::handle(env, segment, tables, flow) {
+            Outcome::Open => OPEN,
+            Outcome::Done(verdict) => encode(work, &verdict),
         };
-        return encode(work, &verdict);
     }
-    if let Some(reason) = stray {
-        return encode(work, &Verdict::pass(reason));
+    if established::is_reused(segment, flow) {
+        return OPEN;
     }
-    tables.note(Step::FoundNothing);
-    if segment.opens() { OPEN } else { encode(work, &open::not_opening(segment, tables)) }
+    // Its route has moved, or another CPU has just completed the handshake.
+    tables.note(Step::FoundEstablished);
+    let verdict = match established::current(tables, flow) {
+        Some((sent, hop)) => established::handle(env, segment, tables, flow, sent, hop),
+        None => Verdict::drop(Reason::HOP_GONE),
+    };
+    encode(work, &verdict)
 }
+
+/// For [`Tables::open`] and [`Tables::finish`]: there was no entry when the packet was looked at.
+const FRESH: u32 = 2;
 
 /// What [`Tables::open`] does.
 #[inline(always)]
-pub fn open<A: Address, T: Tables<A>>(tables: &T) -> Code {
+pub fn open<A: Address, T: Tables<A>>(tables: &T, fresh: u32) -> Code {
     let Some(work) = tables.work() else { return Reason::NO_FLOW.number() };
-    encode(work, &open::handle(tables, work))
+    let verdict = if fresh == 0 { open::begin(tables, work) } else { open::draw(tables, work, None) };
+    match verdict {
+        Some(verdict) => encode(work, &verdict),
+        None => CHOSEN,
+    }
+}
+
+/// What [`Tables::finish`] does. `how`: 1 if there is a port, and [`FRESH`].
+#[inline(always)]
+pub fn finish<A: Address, T: Tables<A>>(tables: &T, how: u32) -> Code {
+    let Some(work) = tables.work() else { return Reason::NO_FLOW.number() };
+    let reserved = how & 1 != 0;
+    if how & FRESH == 0 {
+        return encode(work, &open::finish(tables, work, reserved));
+    }
+    encode(work, &open::finish_fresh(tables, work, reserved))
 }
 
 /// A verdict as a number; its entry goes into the work room.

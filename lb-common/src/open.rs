@@ -2,12 +2,13 @@
 
 use crate::address::Address;
 use crate::balance::{self, policy};
-use crate::decide::{Action, Env, Output, Verdict};
+use crate::decide::{Action, Env, Output, Rung, Verdict};
 use crate::established;
-use crate::flow::{FlowRef, Key, MOVED, flags};
+use crate::flow::{FlowRef, Key, generation_at, mark};
 use crate::half_open;
 use crate::parse::{Segment, TCP};
 use crate::reason::Reason;
+use crate::table::{self, which};
 use crate::tables::{NextHop, Service, ServiceKey, Step, Tables, backend, hop, service};
 use crate::work::Work;
 
@@ -86,42 +87,72 @@ pub struct Choice {
 /// A choice was made; any other value of [`Tables::choose`] is the number of the reason why not.
 const CHOSEN: u32 = 0xff;
 
-/// Opens a flow, or says why the SYN goes another way.
+/// Whether another CPU has just completed the handshake that this SYN is a copy from.
 #[inline(always)]
-pub(crate) fn handle<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work<A>) -> Verdict<'t, A> {
+fn is_live<A: Address>(segment: &Segment<A>, flow: FlowRef<'_, A>) -> bool {
+    flow.seen() & mark::ESTABLISHED != 0 && !established::is_reused(segment, flow)
+}
+
+/// What [`Tables::open`] does: chooses a backend. `None`: that is done, and [`finish`] is to follow; else the SYN goes
+/// another way.
+#[inline(always)]
+pub(crate) fn begin<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work<A>) -> Option<Verdict<'t, A>> {
     let (segment, env) = (work.segment.get(), work.env.get());
-    // The entry that this SYN replaces.
-    let previous = match tables.half_open(&segment.key) {
-        Some(entry) if !half_open::is_expired(env, entry) => Some(entry),
-        _ => None,
-    };
+    // What this SYN takes the place of: an earlier attempt, which it may go on from, or what has ended.
+    let old = table::find(tables, &segment.key);
+    if let Some(flow) = old
+        && is_live(segment, flow)
+    {
+        return Some(Verdict::drop(Reason::SYN_RACED));
+    }
+    // Looked at here and not where it is needed: behind the next look-up the verifier of Linux 6.1 does not know any more
+    // that there is an entry. A retransmission goes on counting; a SYN with another sequence number is a new connection.
+    let (mut attempts, mut avoid, mut is_tombstone) = (0, 0, false);
+    if let Some(entry) = old
+        && is_attempt(env, entry)
+    {
+        is_tombstone = entry.seen() & mark::TOMBSTONE != 0;
+        if entry.get().isn == segment.seq {
+            attempts = entry.get().attempts_made() as u32;
+            avoid = entry.get().backend as u32;
+        }
+    }
     let Some(service) = tables.service(&ServiceKey::of(&segment.key)) else {
         tables.note(Step::NotServed);
-        return Verdict::pass(Reason::NO_FLOW);
+        return Some(Verdict::pass(Reason::NO_FLOW));
     };
     tables.note(Step::Service(service.id, service.cluster));
+    if let Some(ended) = old
+        && ended.get().is_established()
+    {
+        tables.note(Step::ReplacesEnded);
+    }
     if segment.fragment {
-        return Verdict::drop(Reason::FRAGMENT);
+        return Some(Verdict::drop(Reason::FRAGMENT));
     }
     if segment.ttl <= 1 {
-        return established::expired(env);
+        return Some(established::expired(env));
     }
-    // A retransmission goes on counting; a SYN with another sequence number is a new connection.
-    let mut request = Request { service, attempts: 0, avoid: 0 };
-    if let Some(entry) = previous {
-        if entry.get().is_tombstone() {
-            return Verdict::pass(Reason::TOMBSTONE);
-        }
-        if entry.get().isn == segment.seq {
-            request.attempts = entry.get().attempts_made() as u32;
-            request.avoid = entry.get().backend;
-        }
+    if is_tombstone {
+        return Some(Verdict::pass(Reason::TOMBSTONE));
     }
-    *work.request.get_mut() = request;
+    *work.request.get_mut() = Request { service, attempts, avoid };
+    draw(tables, work, old)
+}
+
+/// The second half of [`begin`]: for the request in the work room.
+#[inline(always)]
+pub(crate) fn draw<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
+    work: &'t Work<A>,
+    old: Option<FlowRef<'t, A>>,
+) -> Option<Verdict<'t, A>> {
+    let request = *work.request.get();
+    let service = request.service;
     let draining = service.flags & service::DRAINING != 0;
     // Another CPU may just have made the last attempt.
     let drawing = !draining && (request.attempts == 0 || request.attempts < service.attempts as u32);
-    let mut chosen = if drawing {
+    let chosen = if drawing {
         tables.choose()
     } else if draining {
         Reason::DRAINING.number()
@@ -129,19 +160,31 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work
         Reason::SYN_REPEATED.number()
     };
     if chosen == Reason::TO_TC.number() {
-        return Verdict::pass(Reason::TO_TC);
+        return Some(Verdict::pass(Reason::TO_TC));
     }
     // What was drawn has had its turn, even if the SYN goes another way.
     if drawing && service.policy == policy::ROUND_ROBIN {
         tables.set_cursor(service.cluster, work.choice.get().cursor);
     }
-    if chosen == CHOSEN {
-        if tables.reserve_port() != 0 {
-            return publish(tables, work, previous);
-        }
-        chosen = Reason::NO_PORT.number();
-    }
-    match previous {
+    if chosen == CHOSEN { None } else { Some(not_opened(tables, work, old, Reason::from_number(chosen))) }
+}
+
+/// Whether an entry stands for an attempt that still counts, or for a SYN that went up.
+#[inline(always)]
+fn is_attempt<A: Address>(env: &Env, entry: FlowRef<'_, A>) -> bool {
+    entry.seen() & mark::ESTABLISHED == 0 && !half_open::is_expired(env, entry)
+}
+
+/// What becomes of a SYN that no flow is opened for.
+#[inline(always)]
+fn not_opened<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
+    work: &'t Work<A>,
+    old: Option<FlowRef<'t, A>>,
+    reason: Reason,
+) -> Verdict<'t, A> {
+    let (segment, env) = (work.segment.get(), work.env.get());
+    match old {
         // A SYN that was sent on before is not for the proxy: its backend may yet answer.
         Some(entry) if work.request.get().attempts > 0 => {
             let verdict = established::relay(env, segment, tables, entry, Reason::SYN_REPEATED);
@@ -150,8 +193,46 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work
             }
             verdict
         }
-        _ => pass_up(tables, work, Reason::from_number(chosen)),
+        _ => pass_up(tables, work, old, reason),
     }
+}
+
+/// What [`Tables::finish`] does: publishes the forward entry of the flow whose port was reserved, or finds another way for
+/// the SYN.
+#[inline(always)]
+pub(crate) fn finish<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
+    work: &'t Work<A>,
+    reserved: bool,
+) -> Verdict<'t, A> {
+    let segment = work.segment.get();
+    let old = table::find(tables, &segment.key);
+    if let Some(flow) = old
+        && is_live(segment, flow)
+    {
+        if reserved {
+            give_back(tables, work);
+        }
+        return Verdict::drop(Reason::SYN_RACED);
+    }
+    if reserved { publish(tables, work, old) } else { not_opened(tables, work, old, Reason::NO_PORT) }
+}
+
+/// The same where there was no entry when the packet was looked at.
+#[inline(always)]
+pub(crate) fn finish_fresh<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
+    work: &'t Work<A>,
+    reserved: bool,
+) -> Verdict<'t, A> {
+    if reserved { publish(tables, work, None) } else { pass_up(tables, work, None, Reason::NO_PORT) }
+}
+
+/// Takes the reverse entry out again.
+#[inline(always)]
+fn give_back<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) {
+    let reverse = work.reverse.get();
+    let _ = table::remove(tables, &reverse.key, reverse.word, mark::GENERATION);
 }
 
 /// What [`Tables::choose`] does: draws a backend, finds the ways to it and back to the client, and prepares the
@@ -222,11 +303,10 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
         return Err(Reason::NO_ROUTE);
     }
 
-    let (reverse, reverse_key) = (work.reverse.get_mut(), work.reverse_key.get_mut());
-    reverse.init(env.now, index, service.id, hop_to_client);
-    reverse.flags = flags::REVERSE | (env.rung as u32) << flags::RUNG_SHIFT;
+    let reverse = work.reverse.get_mut();
+    let word = generation_at(tables.precise_now()) | mark::REVERSE | by(env.rung);
+    reverse.init(word, env.now, index, service.id, hop_to_client);
     reverse.mss = mss::<A>(to_backend, client);
-    reverse.generation = tables.precise_now();
     reverse.attempts = request.attempts as u16 + 1;
     reverse.out = segment.key.reversed();
     // On-link clients are answered at the MAC address they wrote from, if they came the way the route goes back.
@@ -234,13 +314,12 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
         && client.ifindex == env.ingress
         && client.tags.same_vlan(segment.link.tags)
     {
-        reverse.flags |= flags::LEARNED;
+        reverse.word |= mark::LEARNED;
         reverse.mac = segment.link.source;
         reverse.tags = segment.link.tags;
     }
-    reverse_key.source = A::load(&backend.address);
-    reverse_key.source_port = backend.port;
-    reverse_key.protocol = segment.key.protocol;
+    reverse.key.source = A::load(&backend.address);
+    reverse.key.source_port = backend.port;
     *work.choice.get_mut() = Choice {
         hop: backend.hop,
         by_neighbour,
@@ -251,6 +330,15 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
     Ok(())
 }
 
+/// The mark of the rung that carries the SYN.
+#[inline(always)]
+fn by(rung: Rung) -> u64 {
+    match rung {
+        Rung::Xdp => 0,
+        Rung::Tc => mark::BY_TC,
+    }
+}
+
 /// The largest segment that fits both ways out, bytes.
 #[inline(always)]
 fn mss<A: Address>(to_backend: &NextHop, to_client: &NextHop) -> u16 {
@@ -259,13 +347,12 @@ fn mss<A: Address>(to_backend: &NextHop, to_client: &NextHop) -> u16 {
     if mss > u16::MAX as u32 { u16::MAX } else { mss as u16 }
 }
 
-/// What [`Tables::reserve_port`] does: publishes the prepared reverse entry under the first free key, which it
-/// leaves in the work room. The first change that a SYN makes.
+/// What [`Tables::reserve_port`] does: publishes the prepared reverse entry under the first free key. The first change that a SYN makes.
 #[inline(always)]
 pub fn reserve_port<A: Address, T: Tables<A>>(tables: &T) -> u32 {
     let Some(settings) = tables.settings() else { return 0 };
     let Some(work) = tables.work() else { return 0 };
-    let (reverse, reverse_key) = (work.reverse.get_mut(), work.reverse_key.get_mut());
+    let reverse = work.reverse.get_mut();
     let Choice { snat_first, snat_count, .. } = *work.choice.get();
     let client = &work.segment.get().key;
     if settings.snat_ports == 0 || snat_count == 0 {
@@ -279,16 +366,12 @@ pub fn reserve_port<A: Address, T: Tables<A>>(tables: &T) -> u32 {
         let address_index = balance::scale((hash >> 32) as u32, snat_count);
         let Some(port) = tables.snat_port(port_index) else { return 0 };
         let Some(address) = tables.snat_address(snat_first + address_index) else { return 0 };
-        reverse_key.destination = address;
-        reverse_key.destination_port = port;
-        reverse.set_deltas(reverse_key);
-        if tables.insert_half_open(reverse_key, FlowRef::from_mut(reverse)) {
-            // A promotion inserts among the established before it deletes here: this order misses none.
-            if tables.established(reverse_key).is_none() {
-                tables.note(Step::Port(port, probe as u32));
-                return 1;
-            }
-            tables.remove_half_open(reverse_key);
+        reverse.key.destination = address;
+        reverse.key.destination_port = port;
+        reverse.set_deltas();
+        if tables.insert(which::REVERSE) != 0 {
+            tables.note(Step::Port(port, probe as u32));
+            return 1;
         }
         hash = balance::mix(hash);
         probe += 1;
@@ -301,86 +384,59 @@ pub fn reserve_port<A: Address, T: Tables<A>>(tables: &T) -> u32 {
 fn publish<'t, A: Address, T: Tables<A>>(
     tables: &'t T,
     work: &'t Work<A>,
-    previous: Option<FlowRef<'t, A>>,
+    old: Option<FlowRef<'t, A>>,
 ) -> Verdict<'t, A> {
     let (segment, env) = (work.segment.get(), work.env.get());
     let (request, choice) = (work.request.get(), work.choice.get());
-    let (forward, reverse, reverse_key) =
-        (work.forward.get_mut(), work.reverse.get(), work.reverse_key.get());
-    forward.init(env.now, reverse.backend, reverse.service, choice.hop);
-    forward.flags = (env.rung as u32) << flags::RUNG_SHIFT;
+    let (forward, reverse) = (work.forward.get_mut(), work.reverse.get());
+    let word = reverse.word & !(mark::REVERSE | mark::LEARNED);
+    forward.init(word, env.now, reverse.backend as u32, reverse.service as u32, choice.hop);
+    forward.key = segment.key;
     forward.mss = reverse.mss;
-    forward.generation = reverse.generation;
     forward.attempts = reverse.attempts;
-    forward.out = reverse_key.reversed();
-    forward.set_deltas(&segment.key);
+    forward.out = reverse.key.reversed();
+    forward.set_deltas();
     forward.isn = segment.seq;
-    forward.seq_end = segment.seq.wrapping_add(1).wrapping_add(segment.payload);
-    forward.syn_payload = segment.payload;
-    forward.bytes = segment.payload as u64;
+    forward.end = segment.seq as u64 + 1 + segment.payload as u64;
+    forward.syn_payload = segment.payload as u16;
     forward.packets = 1;
     let entry = FlowRef::from_mut(forward);
 
-    let published = match previous {
+    let published = match old {
         // Of two copies of this SYN, and of this and the backend's answer, one wins.
         Some(old) => {
-            let seen = old.pin();
-            let may = seen != MOVED && (seen == 0 || request.attempts == 0);
-            may && old.set_pin(seen, MOVED) && tables.replace_half_open(&segment.key, entry)
+            let answered = old.seen() & mark::ANSWERED != 0 && request.attempts > 0;
+            !answered && table::replace(tables, old, entry)
         }
-        None => tables.insert_half_open(&segment.key, entry) || replace_expired(env, tables, segment, entry),
+        None => tables.insert(which::FORWARD) != 0,
     };
     if !published {
-        tables.remove_half_open(reverse_key);
+        give_back(tables, work);
         return Verdict::drop(Reason::SYN_RACED);
     }
-    forget_ended(tables, segment);
     let Some(hop) = tables.next_hop(choice.hop) else { return Verdict::drop(Reason::HOP_GONE) };
     let output = if choice.by_neighbour == 0 { Output::Hop(hop) } else { Output::Neighbour(hop) };
     let reason = if request.attempts == 0 { Reason::NEW_FLOW } else { Reason::SYN_RETRIED };
     Verdict::forward(reason, entry, output)
 }
 
-/// Replaces an entry that is past its time; whether it did.
-#[inline(always)]
-fn replace_expired<A: Address, T: Tables<A>>(
-    env: &Env,
-    tables: &T,
-    segment: &Segment<A>,
-    entry: FlowRef<'_, A>,
-) -> bool {
-    match tables.half_open(&segment.key) {
-        Some(old) => {
-            let seen = old.pin();
-            half_open::is_expired(env, old)
-                && seen != MOVED
-                && old.set_pin(seen, MOVED)
-                && tables.replace_half_open(&segment.key, entry)
-        }
-        None => false,
-    }
-}
-
-/// The forward entry of an ended flow on this tuple goes; the reverse one stays, so that its port can rest.
-#[inline(always)]
-fn forget_ended<A: Address, T: Tables<A>>(tables: &T, segment: &Segment<A>) {
-    if let Some(flow) = tables.established(&segment.key)
-        && established::is_reused(segment, flow)
-    {
-        tables.note(Step::ReplacesEnded);
-        tables.remove_established(&segment.key);
-    }
-}
-
 /// Leaves the SYN to the proxy, and its repetitions too.
 #[inline(always)]
-fn pass_up<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work<A>, reason: Reason) -> Verdict<'t, A> {
+fn pass_up<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
+    work: &'t Work<A>,
+    old: Option<FlowRef<'t, A>>,
+    reason: Reason,
+) -> Verdict<'t, A> {
     let (segment, env, forward) = (work.segment.get(), work.env.get(), work.forward.get_mut());
-    forward.init(env.now, 0, 0, 0);
-    forward.flags = flags::TOMBSTONE | (env.rung as u32) << flags::RUNG_SHIFT;
-    forward.out = segment.key;
+    let word = generation_at(tables.precise_now()) | mark::TOMBSTONE | by(env.rung);
+    forward.init(word, env.now, 0, 0, 0);
+    forward.key = segment.key;
+    let tombstone = FlowRef::from_mut(forward);
     // Without room for it the SYN goes up all the same; only its repetition might not.
-    let _ = tables.replace_half_open(&segment.key, FlowRef::from_mut(forward));
-    forget_ended(tables, segment);
+    let _ = match old {
+        Some(old) => table::replace(tables, old, tombstone),
+        None => tables.insert(which::FORWARD) != 0,
+    };
     Verdict::pass(reason)
 }

@@ -41,6 +41,7 @@ unsafe impl Pod for Live {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::FlowSet;
 
     #[test]
     fn sizes_are_the_sums_of_the_fields() {
@@ -51,7 +52,10 @@ mod tests {
         assert_eq!(size_of::<Backend>(), 40);
         assert_eq!(size_of::<Opened>(), 16);
         assert_eq!(size_of::<NextHop>(), 56);
-        assert_eq!(size_of::<Settings>(), 8);
+        assert_eq!(size_of::<Settings>(), 16);
         assert_eq!(size_of::<Live>(), 16);
+        assert_eq!(size_of::<FlowSet<V4>>(), 64 + 10 * 96);
+        // And half a cache line at the end.
+        assert_eq!(size_of::<FlowSet<V6>>(), 64 + 10 * 144 + 32);
     }
 }

@@ -138,8 +138,8 @@ reasons! {
     HOP_GONE = 52, "hop_gone", Dropped;
     /// The frame could not be rewritten.
     REWRITE_FAILED = 53, "rewrite_failed", Dropped;
-    /// A handshake that found no room among the established flows; must not happen.
-    PROMOTION_FAILED = 54, "promotion_failed", Dropped;
+    /// The flow ended while a packet of it was being rewritten.
+    FLOW_GONE = 55, "flow_gone", Dropped;
 }
 
 /// Slots of the counters; one more than the highest number.

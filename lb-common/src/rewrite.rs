@@ -3,7 +3,7 @@
 use crate::address::Address;
 use crate::checksum;
 use crate::decide::Output;
-use crate::flow::{Flow, flags};
+use crate::flow::Flow;
 use crate::packet::{LinkHeader, Packet};
 use crate::parse::{MAX_L3_OFFSET, MAX_L4_OFFSET, Segment, Tags};
 use crate::tables::hop;
@@ -56,7 +56,7 @@ pub fn rewrite<A: Address, P: Packet>(
 pub(crate) fn link_header<A: Address>(ethertype: u16, flow: &Flow<A>, output: Output<'_>) -> LinkHeader {
     match output {
         Output::Hop(hop) => {
-            let learned = flow.flags & flags::LEARNED != 0;
+            let learned = flow.is_learned();
             LinkHeader {
                 destination: if learned { flow.mac } else { hop.mac },
                 source: hop.source_mac,

@@ -2,21 +2,17 @@
 
 use crate::address::Address;
 use crate::decide::Rung;
-use crate::flow::{FlowRef, Key};
 use crate::off_path;
 use crate::parse::Tags;
+use crate::table::SetRef;
 use crate::work::Work;
 
 /// Names of the maps, as in the object and in the pins.
 pub mod names {
-    /// Established IPv4 flows: HASH, [`crate::Key`]`<V4>` to [`crate::Flow`]`<V4>`.
+    /// IPv4 flows, half-open ones, and tombstones: ARRAY of [`crate::table::FlowSet`]`<V4>`.
     pub const FLOWS4: &str = "FLOWS4";
-    /// Established IPv6 flows.
+    /// The same for IPv6.
     pub const FLOWS6: &str = "FLOWS6";
-    /// Half-open IPv4 flows and tombstones: LRU_HASH, same types.
-    pub const HALF4: &str = "HALF4";
-    /// Half-open IPv6 flows and tombstones.
-    pub const HALF6: &str = "HALF6";
     /// Served IPv4 addresses: HASH, [`super::ServiceKey`] to [`super::Service`].
     pub const SERVICES4: &str = "SERVICES4";
     /// Served IPv6 addresses.
@@ -39,7 +35,7 @@ pub mod names {
     pub const NEXT_HOPS: &str = "NEXT_HOPS";
     /// SNAT addresses: ARRAY of [u32; 4], see [`super::Address::to_words`].
     pub const SNAT_ADDRESSES: &str = "SNAT_ADDRESSES";
-    /// SNAT ports: ARRAY of u16, network byte order.
+    /// SNAT ports: ARRAY of [u16; 4], network byte order: a value takes 8 bytes in any case.
     pub const SNAT_PORTS: &str = "SNAT_PORTS";
     /// ARRAY of one [`super::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
@@ -67,13 +63,16 @@ pub const MAX_SERVICES: u32 = 1 << 12;
 pub const MAX_SNAT_ADDRESSES: u32 = 1 << 12;
 /// SNAT ports.
 pub const MAX_SNAT_PORTS: u32 = 1 << 16;
-/// Entries for half-open flows (two each) and tombstones, of each family.
-pub const HALF_OPEN_ENTRIES: u32 = 1 << 17;
-
-/// Entries that a flow map needs for `max_flows` flows: two each, and for every half-open flow that could still be
-/// promoted, so that a promotion always finds room.
-pub const fn flow_entries(max_flows: u32) -> u32 {
-    max_flows * 2 + HALF_OPEN_ENTRIES
+/// SNAT ports of one value of their map.
+pub const PORTS_A_VALUE: u32 = 4;
+/// Names of the constants that a loader sets in the programs.
+pub mod constants {
+    /// u32, 0 or 1: whether this machine lets no store be seen before an earlier one (x86).
+    pub const ORDERED_STORES: &str = "ORDERED_STORES";
+    /// u32: sets of each flow table.
+    pub const FLOW_SETS: &str = "FLOW_SETS";
+    /// u64: what the hashes of the flow tables begin with. Random, so that nobody can choose tuples that fall into one set.
+    pub const FLOW_SEED: &str = "FLOW_SEED";
 }
 
 /// A served address: where clients connect to. IPv4: 8 bytes, IPv6: 20.
@@ -225,15 +224,17 @@ pub struct Settings {
     pub max_flows: u32,
     /// How many of the SNAT ports are in use.
     pub snat_ports: u32,
+    /// What the flow tables were filled with, see [`constants::FLOW_SEED`].
+    pub seed: u64,
 }
 
-/// Flows in the established map: `opened - closed`. Two counters, so that each has one kind of writer.
+/// Established flows: `opened - closed`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Live {
-    /// Promotions so far, counted by the programs.
+    /// Promotions so far.
     pub opened: u64,
-    /// Flows taken out so far, counted by the agent.
+    /// Flows taken out so far, by the agent or to make room.
     pub closed: u64,
 }
 
@@ -275,27 +276,14 @@ pub enum Step {
     Port(u16, u32),
 }
 
-/// The maps of one address family.
-///
-/// On the host and in the kernel alike, an entry that was looked up stays readable for the rest of the packet.
+/// The maps of one address family. Entries of the flow table are looked up and written by [`crate::table`].
 pub trait Tables<A: Address> {
-    /// Entry of an established flow.
-    fn established(&self, key: &Key<A>) -> Option<FlowRef<'_, A>>;
-    /// Entry of a half-open flow, or a tombstone.
-    fn half_open(&self, key: &Key<A>) -> Option<FlowRef<'_, A>>;
-    /// Publishes a copy unless the key is taken; whether it did.
-    #[must_use]
-    fn insert_established(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool;
-    /// Publishes a copy unless the key is taken; whether it did.
-    #[must_use]
-    fn insert_half_open(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool;
-    /// Publishes a copy in place of what is there; whether it did.
-    #[must_use]
-    fn replace_half_open(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool;
-    /// Takes an entry out.
-    fn remove_established(&self, key: &Key<A>);
-    /// Takes an entry out.
-    fn remove_half_open(&self, key: &Key<A>);
+    /// Sets of the flow table, at least 2.
+    fn flow_sets(&self) -> u32;
+    /// What the hashes of the flow table begin with.
+    fn seed(&self) -> u64;
+    /// A set of the flow table.
+    fn flow_set(&self, index: u32) -> Option<SetRef<'_, A>>;
 
     /// What is served at an address.
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
@@ -324,22 +312,39 @@ pub trait Tables<A: Address> {
     fn live(&self) -> u64;
     /// Counts a flow that was promoted, and for its backend.
     fn count_opened(&self, backend: u32, rung: Rung);
+    /// Counts an established flow that gave way to another one.
+    fn count_closed(&self);
     /// Room to work on one packet; always the same while it is worked on.
     fn work(&self) -> Option<&Work<A>>;
 
     /// [`crate::off_path::handle`]: handles the packet in [`Tables::work`]. In the kernel a function that is verified on its own, so
     /// that its paths do not multiply with those that lead to it; pointers do not pass, hence the work room.
     fn handle_off_path(&self) -> off_path::Code;
-    /// [`crate::off_path::open`]: goes on where that one leaves a SYN.
-    fn open(&self) -> off_path::Code;
+    /// [`crate::off_path::open`]: goes on where that one leaves a SYN, or [`crate::fast`].
+    fn open(&self, fresh: u32) -> off_path::Code;
     /// [`crate::open::choose`]. For the same reason a function.
     fn choose(&self) -> u32;
-    /// [`crate::open::reserve_port`]: reserves a port for the flow in [`Tables::work`]; 1 if there was one. For the same reason a function.
+    /// [`crate::open::reserve_port`]: reserves a port for the flow in [`Tables::work`]; 1 if there was one. For the same
+    /// reason a function.
     fn reserve_port(&self) -> u32;
+    /// [`crate::off_path::finish`]: what is left to do then, whether there was one.
+    fn finish(&self, how: u32) -> off_path::Code;
+    /// [`crate::table::insert`]: an entry of the work room, see [`crate::table::which`]; 1 if it is in the table now. For the
+    /// same reason a function.
+    fn insert(&self, which: u32) -> u32;
+    /// [`crate::table::settle`]. For the same reason a function.
+    fn settle(&self, set: u32, tag: u32, how: u32) -> u32;
     /// A random number.
     fn random(&self) -> u32;
     /// Nanoseconds of `CLOCK_MONOTONIC`, different at each call on a CPU.
     fn precise_now(&self) -> u64;
+
+    /// Whether a store is never seen before an earlier one, so that an entry can be published without a barrier, which would
+    /// wait for the entry's cache lines.
+    fn has_ordered_stores(&self) -> bool;
+    /// Called between two steps that another CPU may come between; for tests.
+    #[inline(always)]
+    fn between(&self) {}
 
     /// Tells what was found.
     #[inline(always)]

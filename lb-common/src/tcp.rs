@@ -14,7 +14,7 @@ pub mod flags {
     pub const ACK: u8 = 0x10;
 }
 
-/// Bits of [`crate::Flow::state`].
+/// The lowest bits of [`crate::Flow::word`].
 pub mod state {
     /// The client sent a FIN.
     pub const CLIENT_FIN: u64 = 1;
@@ -27,6 +27,8 @@ pub mod state {
     /// Half-open: the backend answered the SYN with something other than its SYN-ACK (RFC 9293 section 3.5.2, a
     /// TIME_WAIT socket's ACK); the acknowledgement number it sent is kept in `peer_isn`.
     pub const CHALLENGED: u64 = 1 << 4;
+    /// All of these.
+    pub const ALL: u64 = (1 << 5) - 1;
 }
 
 /// How far from the highest byte seen a RST may lie to count as the end of the flow. Endpoints want an exact match
@@ -45,6 +47,12 @@ pub fn is_before(a: u32, b: u32) -> bool {
 pub fn is_closing(state: u64) -> bool {
     const BOTH: u64 = state::CLIENT_FIN | state::BACKEND_FIN;
     state & BOTH == BOTH || state & state::RESET != 0
+}
+
+/// Whether the backend holds TIME_WAIT: it finished first, and was not reset.
+#[inline(always)]
+pub fn must_rest(state: u64) -> bool {
+    state & (state::BACKEND_FIN_FIRST | state::RESET) == state::BACKEND_FIN_FIRST
 }
 
 /// What a segment changes in the state of an established flow: the bits to set and those to clear.

@@ -4,10 +4,11 @@ use core::cell::UnsafeCell;
 
 use crate::address::Address;
 use crate::decide::Env;
-use crate::flow::{Flow, Key};
+use crate::flow::Flow;
 use crate::icmp::Quote;
 use crate::open::{Choice, Request};
 use crate::parse::Segment;
+use crate::tables::Service;
 
 /// The work room of one CPU (in the kernel) or thread. Its parts are reached through [`Part`]s, since the functions
 /// that share it cannot pass pointers to each other.
@@ -21,8 +22,6 @@ pub struct Work<A> {
     pub forward: Part<Flow<A>>,
     /// A new entry, backend to client.
     pub reverse: Part<Flow<A>>,
-    /// Key of `reverse`.
-    pub reverse_key: Part<Key<A>>,
     /// What backend is asked for.
     pub request: Part<Request>,
     /// What was chosen.
@@ -46,6 +45,25 @@ pub struct RouteKey<A> {
 }
 
 impl<A: Address> Work<A> {
+    /// Puts a packet in.
+    #[inline(always)]
+    pub fn put(&self, env: &Env, segment: &Segment<A>) {
+        *self.segment.get_mut() = *segment;
+        *self.env.get_mut() = *env;
+    }
+
+    /// Asks for a backend of that service, for a first attempt.
+    #[inline(always)]
+    pub(crate) fn ask(&self, service: Service) {
+        *self.request.get_mut() = Request { service, attempts: 0, avoid: 0 };
+    }
+
+    /// The packet.
+    #[inline(always)]
+    pub fn packet(&self) -> &Segment<A> {
+        self.segment.get()
+    }
+
     /// The key for the route towards `address`.
     #[inline(always)]
     pub fn route_key(&self, address: A) -> &RouteKey<A> {

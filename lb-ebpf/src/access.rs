@@ -10,7 +10,7 @@ use core::arch::asm;
 use core::mem::{MaybeUninit, offset_of};
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
-use lb_common::packet::Wire;
+use lb_common::packet::{Head, Wire};
 
 /// A context whose `data` and `data_end` delimit a packet.
 pub(crate) trait Bounds {
@@ -116,6 +116,23 @@ pub(crate) unsafe fn write<C: Bounds, T: Wire>(context: *const C, offset: usize,
     }
     words!(0 4 8 12 16 20 24 28);
     Some(())
+}
+
+/// The first `length` bytes of the packet of `context`; `None` where they are not wholly inside.
+///
+/// # Safety
+/// `context` is the one that the kernel passed to the program, and no helper moves the packet while the head is used.
+#[inline(always)]
+pub(crate) unsafe fn head<'p, C: Bounds>(context: *const C, length: usize) -> Option<Head<'p>> {
+    let (start, end): (usize, usize);
+    // SAFETY: two loads from the context.
+    unsafe {
+        asm!("{0} = *(u32 *)({1} + {2})", out(reg) start, in(reg) context, const C::DATA,
+            options(readonly, nostack, preserves_flags));
+        asm!("{0} = *(u32 *)({1} + {2})", out(reg) end, in(reg) context, const C::DATA_END,
+            options(readonly, nostack, preserves_flags));
+        if start + length > end { None } else { Some(Head::new(start as *mut u8, length)) }
+    }
 }
 
 /// Where a `T` at `offset` lies, if it lies wholly inside the packet.

@@ -5,38 +5,42 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::lpm_trie::{self, LpmTrie};
-use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, PerCpuArray};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
+use lb_common::table::{self, FlowSet, SetRef, sets};
 use lb_common::tables::{
-    Backend, HALF_OPEN_ENTRIES, Live, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, MAX_ROUTES, MAX_SERVICES,
-    MAX_SLOTS, MAX_SNAT_ADDRESSES, MAX_SNAT_PORTS, NextHop, Opened, REASON_SLOTS, Service, ServiceKey,
-    Settings, Window, flow_entries, reason_index,
+    Backend, Live, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, MAX_ROUTES, MAX_SERVICES, MAX_SLOTS,
+    MAX_SNAT_ADDRESSES, MAX_SNAT_PORTS, NextHop, Opened, PORTS_A_VALUE, REASON_SLOTS, Service, ServiceKey, Settings, Window,
+    reason_index,
 };
 use lb_common::work::{RouteKey, Work};
-use lb_common::{Address, Flow, FlowRef, Key, Reason, Rung, Tables, V4, V6, off_path, open};
+use lb_common::{Address, Env, Reason, Rung, Segment, Tables, V4, V6, off_path, open};
 
-/// Flows that the maps hold unless the agent says otherwise.
-const FLOWS: usize = flow_entries(1 << 16) as usize;
-const HALF_OPEN: usize = HALF_OPEN_ENTRIES as usize;
+/// Sets of a flow table unless the agent says otherwise.
+const SETS: u32 = sets(1 << 16);
+/// Sets of each flow table: a constant that the agent sets, so that it costs nothing.
+#[unsafe(no_mangle)]
+static FLOW_SETS: u32 = SETS;
+/// Whether this machine lets no store be seen before an earlier one. As above.
+#[unsafe(no_mangle)]
+static ORDERED_STORES: u32 = 0;
+/// What the hashes of the flow tables begin with. As above.
+#[unsafe(no_mangle)]
+static FLOW_SEED: u64 = 0;
 /// Arrays that the agent writes through a mapping, so that a store is one store.
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
 
-type Flows<A> = HashMap<Key<A>, Flow<A>, FLOWS>;
-type HalfOpen<A> = LruHashMap<Key<A>, Flow<A>, HALF_OPEN>;
+type Flows<A> = Array<FlowSet<A>, { SETS as usize }, MAPPED>;
 type Services<A> = HashMap<ServiceKey<A>, Service, { MAX_SERVICES as usize }>;
 type Routes<A> = LpmTrie<A, u32, { MAX_ROUTES as usize }>;
 
 #[btf_map]
-static FLOWS4: Flows<V4> = HashMap::new();
+static FLOWS4: Flows<V4> = Array::new();
 #[btf_map]
-static FLOWS6: Flows<V6> = HashMap::new();
-#[btf_map]
-static HALF4: HalfOpen<V4> = LruHashMap::new();
-#[btf_map]
-static HALF6: HalfOpen<V6> = LruHashMap::new();
+static FLOWS6: Flows<V6> = Array::new();
 #[btf_map]
 static SERVICES4: Services<V4> = HashMap::new();
 #[btf_map]
@@ -60,7 +64,7 @@ static NEXT_HOPS: Array<NextHop, { MAX_NEXT_HOPS as usize }, MAPPED> = Array::ne
 #[btf_map]
 static SNAT_ADDRESSES: Array<[u32; 4], { MAX_SNAT_ADDRESSES as usize }> = Array::new();
 #[btf_map]
-static SNAT_PORTS: Array<u16, { MAX_SNAT_PORTS as usize }> = Array::new();
+static SNAT_PORTS: Array<[u16; PORTS_A_VALUE as usize], { (MAX_SNAT_PORTS / PORTS_A_VALUE) as usize }> = Array::new();
 #[btf_map]
 static SETTINGS: Array<Settings, 1, MAPPED> = Array::new();
 #[btf_map]
@@ -88,18 +92,20 @@ pub(crate) trait Family: Address {
     /// Index into `LIVE`.
     const INDEX: u32;
     fn flows() -> &'static Flows<Self>;
-    fn half_open() -> &'static HalfOpen<Self>;
     fn services() -> &'static Services<Self>;
     fn routes() -> &'static Routes<Self>;
     fn work() -> &'static PerCpuArray<Work<Self>, 1>;
     fn handle_off_path() -> off_path::Code;
-    fn open() -> off_path::Code;
+    fn open(fresh: u32) -> off_path::Code;
     fn choose() -> u32;
     fn reserve_port() -> u32;
+    fn finish(how: u32) -> off_path::Code;
+    fn insert(which: u32) -> u32;
+    fn settle(set: u32, tag: u32, how: u32) -> u32;
 }
 
 macro_rules! family {
-    ($address:ty, $index:literal, $flows:ident, $half:ident, $services:ident, $routes:ident, $work:ident, $off_path:ident, $open:ident, $choose:ident, $port:ident) => {
+    ($address:ty, $index:literal, $flows:ident, $services:ident, $routes:ident, $work:ident, $off_path:ident, $open:ident, $choose:ident, $port:ident, $finish:ident, $insert:ident, $settle:ident) => {
         /// Exported, hence global: verified once, whatever leads to it.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -110,8 +116,8 @@ macro_rules! family {
         /// As above.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $open() -> off_path::Code {
-            off_path::open::<$address, _>(&KernelTables::new())
+        extern "C" fn $open(fresh: u32) -> off_path::Code {
+            off_path::open::<$address, _>(&KernelTables::new(), fresh)
         }
 
         /// As above.
@@ -128,15 +134,32 @@ macro_rules! family {
             open::reserve_port::<$address, _>(&KernelTables::new())
         }
 
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $finish(how: u32) -> off_path::Code {
+            off_path::finish::<$address, _>(&KernelTables::new(), how)
+        }
+
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $insert(which: u32) -> u32 {
+            table::insert::<$address, _>(&KernelTables::new(), which)
+        }
+
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $settle(set: u32, tag: u32, how: u32) -> u32 {
+            table::settle::<$address, _>(&KernelTables::new(), set, tag, how)
+        }
+
         impl Family for $address {
             const INDEX: u32 = $index;
             #[inline(always)]
             fn flows() -> &'static Flows<Self> {
                 &$flows
-            }
-            #[inline(always)]
-            fn half_open() -> &'static HalfOpen<Self> {
-                &$half
             }
             #[inline(always)]
             fn services() -> &'static Services<Self> {
@@ -155,8 +178,8 @@ macro_rules! family {
                 $off_path()
             }
             #[inline(always)]
-            fn open() -> off_path::Code {
-                $open()
+            fn open(fresh: u32) -> off_path::Code {
+                $open(fresh)
             }
             #[inline(always)]
             fn choose() -> u32 {
@@ -166,11 +189,23 @@ macro_rules! family {
             fn reserve_port() -> u32 {
                 $port()
             }
+            #[inline(always)]
+            fn finish(how: u32) -> off_path::Code {
+                $finish(how)
+            }
+            #[inline(always)]
+            fn insert(which: u32) -> u32 {
+                $insert(which)
+            }
+            #[inline(always)]
+            fn settle(set: u32, tag: u32, how: u32) -> u32 {
+                $settle(set, tag, how)
+            }
         }
     };
 }
-family!(V4, 0, FLOWS4, HALF4, SERVICES4, ROUTES4, WORK4, off_path4, open4, choose4, reserve_port4);
-family!(V6, 1, FLOWS6, HALF6, SERVICES6, ROUTES6, WORK6, off_path6, open6, choose6, reserve_port6);
+family!(V4, 0, FLOWS4, SERVICES4, ROUTES4, WORK4, off_path4, open4, choose4, reserve_port4, finish4, insert4, settle4);
+family!(V6, 1, FLOWS6, SERVICES6, ROUTES6, WORK6, off_path6, open6, choose6, reserve_port6, finish6, insert6, settle6);
 
 /// The kernel's tables of one family.
 pub(crate) struct KernelTables<A>(PhantomData<A>);
@@ -182,48 +217,49 @@ impl<A> KernelTables<A> {
     }
 }
 
-#[inline(always)]
-fn entry<'t, A: Address>(found: Option<*mut Flow<A>>) -> Option<FlowRef<'t, A>> {
-    // SAFETY: a map value stays allocated while a program runs (pre-allocated maps never free). An entry that is
-    // deleted meanwhile may be reused for another flow: that takes the end of a flow and a packet of it at the
-    // same instant, and then one packet goes astray, as it does when it arrives a moment later.
-    found.and_then(NonNull::new).map(|at| unsafe { FlowRef::new(at) })
+impl<A: Family> KernelTables<A> {
+    /// Puts a packet into the work room; whether there is one.
+    #[inline(always)]
+    pub(crate) fn put(&self, env: &Env, segment: &Segment<A>) -> bool {
+        match self.work() {
+            Some(work) => {
+                work.put(env, segment);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The packet in the work room.
+    #[inline(always)]
+    pub(crate) fn segment(&self) -> Option<&Segment<A>> {
+        self.work().map(Work::packet)
+    }
 }
 
 impl<A: Family> Tables<A> for KernelTables<A> {
     #[inline(always)]
-    fn established(&self, key: &Key<A>) -> Option<FlowRef<'_, A>> {
-        entry(A::flows().get_ptr_mut(key))
+    fn flow_sets(&self) -> u32 {
+        // SAFETY: a constant; volatile, since the compiler must not take the value that it sees for the one it has.
+        unsafe { (&raw const FLOW_SETS).read_volatile() }
     }
 
     #[inline(always)]
-    fn half_open(&self, key: &Key<A>) -> Option<FlowRef<'_, A>> {
-        entry(A::half_open().get_ptr_mut(key))
+    fn seed(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (&raw const FLOW_SEED).read_volatile() }
     }
 
     #[inline(always)]
-    fn insert_established(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool {
-        A::flows().insert(key, flow.get(), BPF_NOEXIST as u64).is_ok()
+    fn has_ordered_stores(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (&raw const ORDERED_STORES).read_volatile() != 0 }
     }
 
     #[inline(always)]
-    fn insert_half_open(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool {
-        A::half_open().insert(key, flow.get(), BPF_NOEXIST as u64).is_ok()
-    }
-
-    #[inline(always)]
-    fn replace_half_open(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool {
-        A::half_open().insert(key, flow.get(), BPF_ANY as u64).is_ok()
-    }
-
-    #[inline(always)]
-    fn remove_established(&self, key: &Key<A>) {
-        let _ = A::flows().remove(key);
-    }
-
-    #[inline(always)]
-    fn remove_half_open(&self, key: &Key<A>) {
-        let _ = A::half_open().remove(key);
+    fn flow_set(&self, index: u32) -> Option<SetRef<'_, A>> {
+        // SAFETY: an array's values stay where they are; programs and agent reach these by `SetRef`s.
+        A::flows().get_ptr_mut(index).and_then(NonNull::new).map(|at| unsafe { SetRef::new(at) })
     }
 
     #[inline(always)]
@@ -283,7 +319,8 @@ impl<A: Family> Tables<A> for KernelTables<A> {
 
     #[inline(always)]
     fn snat_port(&self, index: u32) -> Option<u16> {
-        SNAT_PORTS.get(index).copied()
+        let ports = SNAT_PORTS.get(index / PORTS_A_VALUE)?;
+        Some(ports[(index % PORTS_A_VALUE) as usize])
     }
 
     #[inline(always)]
@@ -320,6 +357,17 @@ impl<A: Family> Tables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
+    fn count_closed(&self) {
+        use core::intrinsics::{AtomicOrdering, atomic_xadd};
+        if let Some(live) = LIVE.get_ptr_mut(A::INDEX) {
+            // SAFETY: an aligned u64 that all add to.
+            unsafe {
+                atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*live).closed, 1);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn work(&self) -> Option<&Work<A>> {
         // A value of this CPU alone, and the programs of a CPU do not interrupt each other.
         A::work().get(0)
@@ -331,8 +379,8 @@ impl<A: Family> Tables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn open(&self) -> off_path::Code {
-        A::open()
+    fn open(&self, fresh: u32) -> off_path::Code {
+        A::open(fresh)
     }
 
     #[inline(always)]
@@ -343,6 +391,21 @@ impl<A: Family> Tables<A> for KernelTables<A> {
     #[inline(always)]
     fn reserve_port(&self) -> u32 {
         A::reserve_port()
+    }
+
+    #[inline(always)]
+    fn finish(&self, how: u32) -> off_path::Code {
+        A::finish(how)
+    }
+
+    #[inline(always)]
+    fn insert(&self, which: u32) -> u32 {
+        A::insert(which)
+    }
+
+    #[inline(always)]
+    fn settle(&self, set: u32, tag: u32, how: u32) -> u32 {
+        A::settle(set, tag, how)
     }
 
     #[inline(always)]

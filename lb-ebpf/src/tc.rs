@@ -10,12 +10,12 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use lb_common::packet::{LinkHeader, Packet, Wire};
-use lb_common::parse::{self, Link, MAX_L4_OFFSET, ethertype, parse_link};
+use lb_common::decide::Output;
+use lb_common::fast::{self, Done};
+use lb_common::packet::{Head, LinkHeader, Packet, Wire};
+use lb_common::parse::{self, Link, MAX_L3_OFFSET, MAX_L4_OFFSET, ethertype, parse_link};
 use lb_common::rewrite::rewrite;
-use lb_common::{
-    Action, Env, Reason, Rung, Tables, V4, V6, Verdict, answer, decide, decide::Output, icmp, off_path, tcp,
-};
+use lb_common::{Action, Env, Reason, Rung, Tables, V4, V6, Verdict, answer, icmp, off_path, tcp};
 
 use crate::access;
 use crate::maps::{Family, KernelTables, count};
@@ -29,64 +29,133 @@ const HEADERS: usize = MAX_L4_OFFSET + 60;
 
 #[classifier]
 pub(crate) fn headgate_tc(ctx: TcContext) -> i32 {
-    handle(Skb(ctx.skb.skb), parse_link)
-}
-
-/// For devices without an Ethernet header (tun, WireGuard, IPIP).
-#[classifier]
-pub(crate) fn headgate_tc_l3(ctx: TcContext) -> i32 {
-    handle(Skb(ctx.skb.skb), |skb| Ok(skb.bare_link()))
-}
-
-#[inline(always)]
-fn handle(mut skb: Skb, link: impl FnOnce(&Skb) -> Result<Link, Reason>) -> i32 {
+    let context = ctx.skb.skb;
+    let mut skb = Skb(context);
+    let env = skb.env();
+    let (v4, v6) = (KernelTables::<V4>::new(), KernelTables::<V6>::new());
+    let (mut done, mut fresh) = (Done::Nothing, FRESH4);
     // SAFETY: the context that the kernel passed.
-    if unsafe { (*skb.0).pkt_type } != PACKET_HOST {
-        count(Rung::Tc, Reason::NOT_UNICAST);
-        return TC_ACT_UNSPEC;
+    if unsafe { (*context).pkt_type == PACKET_HOST && (*context).vlan_present == 0 } {
+        done = fast::handle::<V4, _, _>(&env, &mut skb, &v4);
+        if let Done::Nothing = done {
+            (done, fresh) = (fast::handle::<V6, _, _>(&env, &mut skb, &v6), FRESH6);
+        }
     }
-    let (reason, action) = match link(&skb) {
-        Ok(link) if link.ethertype == ethertype::IPV4 => run::<V4>(&mut skb, link),
-        Ok(link) if link.ethertype == ethertype::IPV6 => run::<V6>(&mut skb, link),
-        Ok(_) => (Reason::NOT_IP, TC_ACT_UNSPEC),
-        Err(reason) => (reason, TC_ACT_UNSPEC),
+    let (reason, action) = match done {
+        // SAFETY: a helper with plain arguments.
+        Done::Forwarded(reason, hop) => (reason, unsafe { bpf_redirect(hop.ifindex, 0) } as i32),
+        // Not `TC_ACT_OK`: programs behind this one on the hook must still run.
+        Done::Passed(reason) => (reason, TC_ACT_UNSPEC),
+        Done::Dropped(reason) => (reason, TC_ACT_SHOT),
+        Done::Opens => slow(context, false, fresh),
+        Done::Nothing => slow(context, false, parse_tc(context)),
     };
     count(Rung::Tc, reason);
     action
 }
 
+/// For devices without an Ethernet header (tun, WireGuard, IPIP).
+#[classifier]
+pub(crate) fn headgate_tc_l3(ctx: TcContext) -> i32 {
+    let context = ctx.skb.skb;
+    let (reason, action) = slow(context, true, parse_tc_l3(context));
+    count(Rung::Tc, reason);
+    action
+}
+
+/// What [`parse_into_work`] returns for a segment of the family, and for what is another protocol; anything else is the
+/// number of the reason why it is neither.
+const PARSED4: u32 = 1 << 8;
+const PARSED6: u32 = 2 << 8;
+const OTHER4: u32 = 3 << 8;
+const OTHER6: u32 = 4 << 8;
+/// The same for what [`fast::handle`] has left in the work room.
+const FRESH4: u32 = 5 << 8;
+const FRESH6: u32 = 6 << 8;
+
+/// What is done with a packet that is not a common one, by what parsing it came to.
 #[inline(always)]
-fn run<A: OnTc>(skb: &mut Skb, link: Link) -> (Reason, i32) {
+fn slow(context: *mut __sk_buff, bare: bool, parsed: u32) -> (Reason, i32) {
+    match parsed {
+        PARSED4 => run::<V4>(context, off_path::run(&KernelTables::<V4>::new())),
+        PARSED6 => run::<V6>(context, off_path::run(&KernelTables::<V6>::new())),
+        FRESH4 => run::<V4>(context, off_path::run_fresh(&KernelTables::<V4>::new())),
+        FRESH6 => run::<V6>(context, off_path::run_fresh(&KernelTables::<V6>::new())),
+        OTHER4 => decode(send_icmp4(context, bare as u32, decide_icmp4(context, bare as u32))),
+        OTHER6 => decode(send_icmp6(context, bare as u32, decide_icmp6(context, bare as u32))),
+        reason => (Reason::from_number(reason), TC_ACT_UNSPEC),
+    }
+}
+
+#[inline(always)]
+fn run<A: OnTc>(context: *mut __sk_buff, code: off_path::Code) -> (Reason, i32) {
+    let Some(mtu) = off_path::answer(code) else { return decode(A::send(context, code)) };
+    let quoted = A::quoted_sum(context);
+    if quoted > u16::MAX as u32 || A::answer(context, mtu, quoted) == 0 {
+        return (answer::unanswered(mtu), TC_ACT_SHOT);
+    }
+    // SAFETY: the context that the kernel passed; a helper with plain arguments.
+    (Reason::from_number(code & 0xff), unsafe { bpf_redirect((*context).ingress_ifindex, 0) } as i32)
+}
+
+/// Parses the packet into the work room of its family.
+#[inline(always)]
+fn parse_into_work(skb: &Skb, link: Result<Link, Reason>) -> u32 {
+    // SAFETY: the context that the kernel passed.
+    if unsafe { (*skb.0).pkt_type } != PACKET_HOST {
+        return Reason::NOT_UNICAST.number();
+    }
+    match link {
+        Ok(link) if link.ethertype == ethertype::IPV4 => parse_family::<V4>(skb, link, PARSED4, OTHER4),
+        Ok(link) if link.ethertype == ethertype::IPV6 => parse_family::<V6>(skb, link, PARSED6, OTHER6),
+        Ok(_) => Reason::NOT_IP.number(),
+        Err(reason) => reason.number(),
+    }
+}
+
+#[inline(always)]
+fn parse_family<A: Family>(skb: &Skb, link: Link, parsed: u32, other: u32) -> u32 {
     skb.pull_headers::<A>(link);
-    let segment = match parse::parse::<A, _>(skb, link) {
-        Ok(segment) => segment,
-        Err(Reason::NOT_TCP) => {
-            let code = A::decide_icmp(skb.0, link.l3 as u32);
-            return decode(A::send_icmp(skb.0, link.l3 as u32, code));
-        }
-        Err(reason) => return (reason, TC_ACT_UNSPEC),
-    };
-    let env = skb.env();
+    match parse::parse::<A, _>(skb, link) {
+        Ok(segment) if KernelTables::<A>::new().put(&skb.env(), &segment) => parsed,
+        Ok(_) => Reason::NO_FLOW.number(),
+        Err(Reason::NOT_TCP) => other,
+        Err(reason) => reason.number(),
+    }
+}
+
+/// Exported, hence global: verified once, whatever leads to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn parse_tc(context: *mut __sk_buff) -> u32 {
+    let skb = Skb(context);
+    let link = parse_link(&skb);
+    parse_into_work(&skb, link)
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn parse_tc_l3(context: *mut __sk_buff) -> u32 {
+    let skb = Skb(context);
+    let link = Ok(skb.bare_link());
+    parse_into_work(&skb, link)
+}
+
+/// Does with the packet in the work room what `code` says, unless that is an answer; see [`encode`].
+#[inline(always)]
+fn carry_out<A: Family>(context: *mut __sk_buff, code: off_path::Code) -> u32 {
     let tables = KernelTables::<A>::new();
-    let Verdict { reason, action, mtu } = decide(&env, &segment, &tables);
+    let Verdict { reason, action, .. } = off_path::decode(&tables, code);
     match action {
-        // Not `TC_ACT_OK`: programs behind this one on the hook must still run.
-        Action::Pass => (reason, TC_ACT_UNSPEC),
-        Action::Drop => (reason, TC_ACT_SHOT),
-        Action::Answer => {
-            let (l3, l4) = (link.l3 as u32, segment.l4 as u32);
-            let quoted = quoted_sum(skb.0, l3, l4);
-            if quoted > u16::MAX as u32 || A::answer(skb.0, l3, l4, mtu, quoted) == 0 {
-                return (answer::unanswered(mtu), TC_ACT_SHOT);
-            }
-            // SAFETY: a helper with plain arguments.
-            (reason, unsafe { bpf_redirect(env.ingress, 0) } as i32)
-        }
+        Action::Pass => encode(reason, TC_ACT_UNSPEC),
+        Action::Drop | Action::Answer => encode(reason, TC_ACT_SHOT),
         Action::Forward(flow, output) => {
-            if rewrite(skb, &segment, flow.get(), output).is_none() {
-                return (Reason::REWRITE_FAILED, TC_ACT_SHOT);
+            let segment = tables.segment();
+            if segment.and_then(|segment| rewrite(&mut Skb(context), segment, flow.get(), output)).is_none() {
+                return encode(Reason::REWRITE_FAILED, TC_ACT_SHOT);
             }
-            (reason, send(output))
+            encode(reason, send(output))
         }
     }
 }
@@ -115,67 +184,86 @@ fn decode(code: u32) -> (Reason, i32) {
     (Reason::from_number(code & 0xff), code as i32 >> 8)
 }
 
-/// What is done with rare packets of a family, in functions that are verified once. One after the other, not one from
-/// the other: their stack adds to that of the program.
+/// What is done with packets of a family that are not common, in functions that are verified once. One after the other,
+/// not one from the other: their stack adds up.
 trait OnTc: Family {
-    /// Decides on a packet that is not TCP, with its IP header at `l3`.
-    fn decide_icmp(context: *mut __sk_buff, l3: u32) -> off_path::Code;
-    /// Does what the former said; see [`encode`].
-    fn send_icmp(context: *mut __sk_buff, l3: u32, code: off_path::Code) -> u32;
-    /// [`answer::answer`]. 0: it could not.
-    fn answer(context: *mut __sk_buff, l3: u32, l4: u32, mtu: u32, quoted: u32) -> u32;
+    /// [`carry_out`].
+    fn send(context: *mut __sk_buff, code: off_path::Code) -> u32;
+    /// [`answer::quoted_sum`] of the packet in the work room. A sum beyond 16 bits: there is none.
+    fn quoted_sum(context: *mut __sk_buff) -> u32;
+    /// [`answer::answer`] to the packet in the work room. 0: it could not.
+    fn answer(context: *mut __sk_buff, mtu: u32, quoted: u32) -> u32;
 }
 
 macro_rules! on_tc {
-    ($address:ty, $decide:ident, $send:ident, $answer:ident) => {
-        /// Exported, hence global: verified once, whatever leads to it.
+    ($address:ty, $decide:ident, $send_icmp:ident, $send:ident, $quoted_sum:ident, $answer:ident) => {
+        /// Decides on a packet that is not TCP. Exported, hence global: verified once, whatever leads to it.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $decide(context: *mut __sk_buff, l3: u32) -> off_path::Code {
-            decide_icmp::<$address>(&Skb(context), l3)
+        extern "C" fn $decide(context: *mut __sk_buff, bare: u32) -> off_path::Code {
+            decide_icmp::<$address>(&Skb(context), bare != 0)
+        }
+
+        /// Does what the former said; see [`encode`]. As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $send_icmp(context: *mut __sk_buff, bare: u32, code: off_path::Code) -> u32 {
+            send_icmp::<$address>(&mut Skb(context), bare != 0, code)
         }
 
         /// As above.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $send(context: *mut __sk_buff, l3: u32, code: off_path::Code) -> u32 {
-            send_icmp::<$address>(&mut Skb(context), l3, code)
+        extern "C" fn $send(context: *mut __sk_buff, code: off_path::Code) -> u32 {
+            carry_out::<$address>(context, code)
         }
 
         /// As above.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $answer(context: *mut __sk_buff, l3: u32, l4: u32, mtu: u32, quoted: u32) -> u32 {
-            let mut skb = Skb(context);
-            let Ok(link) = skb.link(l3) else { return 0 };
-            answer::answer::<$address, _>(&mut skb, &link, l4 as usize, mtu, quoted).is_some() as u32
+        extern "C" fn $quoted_sum(context: *mut __sk_buff) -> u32 {
+            let tables = KernelTables::<$address>::new();
+            let Some(segment) = tables.segment() else { return u32::MAX };
+            answer::quoted_sum(&mut Skb(context), segment.link.l3, segment.l4).unwrap_or(u32::MAX)
+        }
+
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $answer(context: *mut __sk_buff, mtu: u32, quoted: u32) -> u32 {
+            let tables = KernelTables::<$address>::new();
+            let Some(segment) = tables.segment() else { return 0 };
+            let (mut skb, mut link, l4) = (Skb(context), segment.link, segment.l4);
+            // The verifier does not know what is in the work room.
+            link.l3 &= MAX_L3_OFFSET;
+            answer::answer::<$address, _>(&mut skb, &link, l4, mtu, quoted).is_some() as u32
         }
 
         impl OnTc for $address {
             #[inline(always)]
-            fn decide_icmp(context: *mut __sk_buff, l3: u32) -> off_path::Code {
-                $decide(context, l3)
+            fn send(context: *mut __sk_buff, code: off_path::Code) -> u32 {
+                $send(context, code)
             }
             #[inline(always)]
-            fn send_icmp(context: *mut __sk_buff, l3: u32, code: off_path::Code) -> u32 {
-                $send(context, l3, code)
+            fn quoted_sum(context: *mut __sk_buff) -> u32 {
+                $quoted_sum(context)
             }
             #[inline(always)]
-            fn answer(context: *mut __sk_buff, l3: u32, l4: u32, mtu: u32, quoted: u32) -> u32 {
-                $answer(context, l3, l4, mtu, quoted)
+            fn answer(context: *mut __sk_buff, mtu: u32, quoted: u32) -> u32 {
+                $answer(context, mtu, quoted)
             }
         }
     };
 }
-on_tc!(V4, decide_icmp4, send_icmp4, answer4);
-on_tc!(V6, decide_icmp6, send_icmp6, answer6);
+on_tc!(V4, decide_icmp4, send_icmp4, send_tc4, quoted_sum4, answer4);
+on_tc!(V6, decide_icmp6, send_icmp6, send_tc6, quoted_sum6, answer6);
 
 #[inline(always)]
-fn decide_icmp<A: Family>(skb: &Skb, l3: u32) -> off_path::Code {
+fn decide_icmp<A: Family>(skb: &Skb, bare: bool) -> off_path::Code {
     skb.pull(HEADERS);
     let tables = KernelTables::<A>::new();
     let Some(work) = tables.work() else { return Reason::ICMP_OTHER.number() };
-    let verdict = match skb.link(l3) {
+    let verdict = match skb.link(bare) {
         Ok(link) => icmp::decide(&skb.env(), skb, &link, &tables),
         Err(reason) => Verdict::pass(reason),
     };
@@ -183,14 +271,14 @@ fn decide_icmp<A: Family>(skb: &Skb, l3: u32) -> off_path::Code {
 }
 
 #[inline(always)]
-fn send_icmp<A: Family>(skb: &mut Skb, l3: u32, code: off_path::Code) -> u32 {
+fn send_icmp<A: Family>(skb: &mut Skb, bare: bool, code: off_path::Code) -> u32 {
     let tables = KernelTables::<A>::new();
     let Verdict { reason, action, .. } = off_path::decode(&tables, code);
     let Action::Forward(flow, output) = action else {
         let dropped = matches!(action, Action::Drop);
         return encode(reason, if dropped { TC_ACT_SHOT } else { TC_ACT_UNSPEC });
     };
-    let Ok(link) = skb.link(l3) else { return encode(Reason::REWRITE_FAILED, TC_ACT_SHOT) };
+    let Ok(link) = skb.link(bare) else { return encode(Reason::REWRITE_FAILED, TC_ACT_SHOT) };
     if icmp::rewrite(skb, &link, &tables, flow.get(), output).is_none() {
         return encode(Reason::REWRITE_FAILED, TC_ACT_SHOT);
     }
@@ -240,10 +328,10 @@ impl Skb {
         }
     }
 
-    /// The link layer of a packet whose IP header is at `l3`.
+    /// The link layer of a packet.
     #[inline(always)]
-    fn link(&self, l3: u32) -> Result<Link, Reason> {
-        if l3 == 0 { Ok(self.bare_link()) } else { parse_link(self) }
+    fn link(&self, bare: bool) -> Result<Link, Reason> {
+        if bare { Ok(self.bare_link()) } else { parse_link(self) }
     }
 
     /// The link layer of a packet on a device without an Ethernet header.
@@ -278,6 +366,12 @@ impl Packet for Skb {
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> Option<()> {
         // SAFETY: the context that the kernel passed.
         unsafe { access::write(self.0, offset, value) }
+    }
+
+    #[inline(always)]
+    fn head(&mut self, length: usize) -> Option<Head<'_>> {
+        // SAFETY: the context that the kernel passed, and no helper is called while the head is borrowed.
+        unsafe { access::head(self.0, length) }
     }
 
     #[inline(always)]
@@ -323,12 +417,7 @@ impl Packet for Skb {
         let from = link.tags;
         // Outgoing tags are the device's business to insert; equal ones stay where they are.
         if !(from.count == to.tags.count && from.tci == to.tags.tci && from.outer == to.tags.outer) {
-            for _ in 0..from.count & 3 {
-                // SAFETY: the context that the kernel passed.
-                if unsafe { bpf_skb_vlan_pop(self.0) } != 0 {
-                    return None;
-                }
-            }
+            self.pop_tags(from.count)?;
             if to.tags.count > 1 {
                 self.push(ethertype::VLAN, to.tags.tci[1])?;
             }
@@ -361,11 +450,7 @@ impl Packet for Skb {
             if bpf_skb_change_tail(self.0, keep, 0) != 0 {
                 return None;
             }
-            for _ in 0..from.tags.count & 3 {
-                if bpf_skb_vlan_pop(self.0) != 0 {
-                    return None;
-                }
-            }
+            self.pop_tags(from.tags.count)?;
             // The packet stays of the same family, and what is said of its checksums does not matter any more.
             if bpf_skb_adjust_room(self.0, room as i32, MODE, BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64) != 0 {
                 return None;
@@ -376,6 +461,16 @@ impl Packet for Skb {
 }
 
 impl Skb {
+    /// No loop: the verifier of Linux 6.1 would run it until it gives up, since it does not know the count.
+    #[inline(always)]
+    fn pop_tags(&self, count: u8) -> Option<()> {
+        // SAFETY: the context that the kernel passed.
+        let failed = unsafe {
+            (count > 0 && bpf_skb_vlan_pop(self.0) != 0) || (count > 1 && bpf_skb_vlan_pop(self.0) != 0)
+        };
+        if failed { None } else { Some(()) }
+    }
+
     #[inline(always)]
     fn push(&self, protocol: u16, tci: u16) -> Option<()> {
         // SAFETY: the context that the kernel passed.
@@ -396,11 +491,4 @@ extern "C" fn skip_extensions_tc(context: *mut __sk_buff, l3: u32, next: u32) ->
 #[inline(never)]
 extern "C" fn find_mss_tc(context: *mut __sk_buff, start: u32, length: u32) -> u32 {
     tcp::find_mss(&Skb(context), start as usize, length as usize)
-}
-
-/// As above. A sum beyond 16 bits: there is none.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn quoted_sum(context: *mut __sk_buff, l3: u32, l4: u32) -> u32 {
-    answer::quoted_sum(&mut Skb(context), l3 as usize, l4 as usize).unwrap_or(u32::MAX)
 }

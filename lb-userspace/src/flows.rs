@@ -1,6 +1,6 @@
 //! The rows of `headgate flows`: a connection is one row, whoever carries it.
 //!
-//! The kernel's maps hold two entries for each flow; [`pair_flows`] makes one row of them, and is all that knows
+//! The kernel's tables hold two entries for each flow; [`pair_flows`] makes one row of them, and is all that knows
 //! how. Ages are in seconds, byte counts are payload without retransmissions, *in* is from the client.
 
 use std::collections::HashMap;
@@ -10,15 +10,13 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+use lb_common::table::HALF_OPEN_LIMIT;
 use lb_common::tcp;
-use lb_common::{Address, Flow, Key};
+use lb_common::{Address, Flow};
 use serde::{Deserialize, Serialize};
 
 use crate::proxy::{FlowState, ProxiedFlow};
 use crate::table::{Table, bytes, duration, left, or_dash, right};
-
-/// How long the programs heed a half-open entry after its last SYN, nanoseconds. (A test holds it to theirs.)
-pub(crate) const HALF_OPEN_TIMEOUT: u64 = 40_000_000_000;
 
 /// One connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,59 +113,41 @@ pub(crate) fn seconds_since(then: u64, now: u64) -> f64 {
 
 /// The connections that the entries of one address family describe. `now`: nanoseconds of `CLOCK_MONOTONIC`.
 ///
-/// The entries may have been read while packets flowed. Read the half-open ones first: a flow that is promoted
-/// meanwhile is then in both lists, and counted once, instead of in neither. What is no connection is left out:
-/// tombstones, half-open entries past their time, and reverse entries that merely keep an ended flow's port at rest.
-pub fn pair_flows<A: Address + Hash + Into<IpAddr>>(
-    established: Vec<(Key<A>, Flow<A>)>,
-    half_open: Vec<(Key<A>, Flow<A>)>,
-    now: u64,
-) -> Vec<FlowRow> {
-    let mut reverse = HashMap::new();
-    for (key, flow) in half_open.iter().chain(&established) {
-        if !flow.is_forward() {
-            reverse.insert((*key, flow.generation), *flow);
-        }
+/// What is no connection is left out: tombstones, half-open entries past their time, and reverse entries that merely
+/// keep an ended flow's port at rest.
+pub fn pair_flows<A: Address + Hash + Into<IpAddr>>(entries: Vec<Flow<A>>, now: u64) -> Vec<FlowRow> {
+    let mut reverse = HashMap::with_capacity(entries.len() / 2);
+    for flow in entries.iter().filter(|flow| !flow.is_forward()) {
+        reverse.insert((flow.key, flow.generation()), flow);
     }
-    let row = |key: &Key<A>, forward: &Flow<A>, half: bool| {
-        let back = reverse.get(&(forward.out.reversed(), forward.generation));
-        let state = forward.state | back.map_or(0, |back| back.state);
+    let is_connection = |flow: &&Flow<A>| {
+        let heeded = flow.is_established() || now.saturating_sub(flow.last_seen) <= HALF_OPEN_LIMIT;
+        flow.is_forward() && !flow.is_tombstone() && heeded
+    };
+    let row = |forward: &Flow<A>| {
+        let back = reverse.get(&(forward.out.reversed(), forward.generation()));
+        let state = forward.word | back.map_or(0, |back| back.word);
         let last_seen = back.map_or(0, |back| back.last_seen).max(forward.last_seen);
         FlowRow {
-            client: socket(key.source, key.source_port),
-            vip: socket(key.destination, key.destination_port),
+            client: socket(forward.key.source, forward.key.source_port),
+            vip: socket(forward.key.destination, forward.key.destination_port),
             snat: Some(socket(forward.out.source, forward.out.source_port)),
             backend: Some(socket(forward.out.destination, forward.out.destination_port)),
-            state: match half {
-                true => State::HalfOpen,
-                false if tcp::is_closing(state) => State::Closing,
-                false => State::Established,
+            state: match forward.is_established() {
+                false => State::HalfOpen,
+                true if tcp::is_closing(state) => State::Closing,
+                true => State::Established,
             },
             rung: forward.rung().into(),
-            age_s: seconds_since(forward.generation, now),
+            age_s: seconds_since(forward.opened_at(), now),
             idle_s: seconds_since(last_seen, now),
             bytes_in: forward.payload_bytes(),
-            bytes_out: back.map_or(0, Flow::payload_bytes),
+            bytes_out: back.map_or(0, |back| back.payload_bytes()),
             packets_in: Some(forward.packets),
             packets_out: Some(back.map_or(0, |back| back.packets)),
         }
     };
-    let mut promoted = HashMap::new();
-    let mut rows = Vec::new();
-    for (key, flow) in established.iter().filter(|(_, flow)| flow.is_forward()) {
-        promoted.insert(*key, flow.generation);
-        rows.push(row(key, flow, false));
-    }
-    for (key, flow) in &half_open {
-        let counts = flow.is_forward()
-            && !flow.is_tombstone()
-            && now.saturating_sub(flow.last_seen) <= HALF_OPEN_TIMEOUT
-            && promoted.get(key) != Some(&flow.generation);
-        if counts {
-            rows.push(row(key, flow, true));
-        }
-    }
-    rows
+    entries.iter().filter(is_connection).map(row).collect()
 }
 
 /// The connections that the proxy carries.

@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::hash::Hash;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::lpm_trie::{Key as Prefix, LpmTrie};
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod, util::nr_cpus};
-use lb_common::flow::MOVED;
+use lb_common::flow::mark;
 use lb_common::host::{FamilyTables, HostTables};
-use lb_common::tables::{Live, MAX_CLUSTERS, names};
-use lb_common::{Address, Flow, Key};
+use lb_common::tables::{Live, MAX_CLUSTERS, Settings, names};
+use lb_common::{Address, Flow, Key, V4, V6};
+use lb_userspace::datapath::flow_table::FlowTable;
 
 /// Lets XDP redirect to a device.
 pub fn add_device(ebpf: &mut Ebpf, ifindex: u32) -> Result<()> {
@@ -31,15 +32,20 @@ pub fn fill(ebpf: &mut Ebpf, tables: &HostTables) -> Result<()> {
     array(ebpf, names::BACKENDS, &tables.backends)?;
     array(ebpf, names::NEXT_HOPS, &tables.next_hops)?;
     array(ebpf, names::SNAT_ADDRESSES, &tables.snat_addresses)?;
-    array(ebpf, names::SNAT_PORTS, &tables.snat_ports)?;
+    let ports: Vec<[u16; 4]> = tables
+        .snat_ports
+        .chunks(4)
+        .map(|ports| {
+            let mut value = [0; 4];
+            value[..ports.len()].copy_from_slice(ports);
+            value
+        })
+        .collect();
+    array(ebpf, names::SNAT_PORTS, &ports)?;
     array(ebpf, names::SETTINGS, &[tables.settings])?;
     array(ebpf, names::LIVE, &[Live::default(); 2])?;
-    for name in [names::FLOWS4, names::HALF4] {
-        clear::<Key<lb_common::V4>, Flow<lb_common::V4>>(ebpf, name)?;
-    }
-    for name in [names::FLOWS6, names::HALF6] {
-        clear::<Key<lb_common::V6>, Flow<lb_common::V6>>(ebpf, name)?;
-    }
+    clear_flows::<V4>(ebpf, names::FLOWS4)?;
+    clear_flows::<V6>(ebpf, names::FLOWS6)?;
     ensure!(tables.windows.len() <= MAX_CLUSTERS as usize, "more clusters than the maps hold");
     let cpus = nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?;
     let mut cursors: PerCpuArray<_, u32> = ebpf.map_mut(names::CURSORS).context("no cursors")?.try_into()?;
@@ -90,53 +96,57 @@ fn routes<A: Pod>(ebpf: &mut Ebpf, name: &str, routes: &[(A, u8, u32)]) -> Resul
     Ok(())
 }
 
-/// Takes a half-open entry out, as the kernel does at any time when the map is full.
-pub fn evict_half_open<A>(ebpf: &mut Ebpf, name: &str, key: &Key<A>) -> Result<()>
-where
-    Key<A>: Pod,
-    Flow<A>: Pod,
-{
-    Ok(hash_map::<Key<A>, Flow<A>>(ebpf, name)?.remove(key)?)
+/// A flow table of the loaded programs.
+pub fn flow_table<A: Address>(ebpf: &Ebpf, name: &str) -> Result<FlowTable<A>> {
+    let map: Array<_, Settings> = ebpf.map(names::SETTINGS).context("no settings")?.try_into()?;
+    let seed = map.get(&0, 0)?.seed;
+    let Some(Map::Array(data)) = ebpf.map(name) else { bail!("no array {name}") };
+    FlowTable::new(MapData::from_id(data.info()?.id())?, seed)
 }
 
-/// What stands in the flow maps of a family that is not the same in `host`; nothing if all is. Times are not compared,
-/// and of the generations only which entries and pins have the same.
-pub fn differences<A>(
+/// Takes all entries out.
+fn clear_flows<A: Address>(ebpf: &Ebpf, name: &str) -> Result<()> {
+    let table = flow_table::<A>(ebpf, name)?;
+    let look = table.look();
+    for flow in table.entries()? {
+        ensure!(look.remove(&flow)?, "{name} changes while no packet flows");
+    }
+    Ok(())
+}
+
+/// Takes a half-open entry out, as the kernel does at any time to make room.
+pub fn evict_half_open<A: Address>(ebpf: &Ebpf, name: &str, key: &Key<A>) -> Result<()> {
+    let table = flow_table::<A>(ebpf, name)?;
+    let look = table.look();
+    let flow = look.find(key)?.context("no such entry")?;
+    ensure!(!flow.is_established() && look.remove(&flow)?, "no half-open entry");
+    Ok(())
+}
+
+/// What stands in the flow table of a family that is not the same in `host`; nothing if all is. Times are not compared,
+/// and of the generations only which entries have the same.
+pub fn differences<A: Address + Hash + Debug>(
     ebpf: &Ebpf,
-    flows: &str,
-    half_open: &str,
+    name: &str,
     host: &FamilyTables<A>,
-) -> Result<Vec<String>>
-where
-    A: Address + Hash + Debug,
-    Key<A>: Pod,
-    Flow<A>: Pod,
-{
+) -> Result<Vec<String>> {
     let mut differences = Vec::new();
     let mut generations = BTreeMap::new();
-    for (name, wanted) in [(flows, host.established_entries()), (half_open, host.half_open_entries())] {
-        let map = ebpf.map(name).with_context(|| format!("no map {name}"))?;
-        let map: BpfHashMap<_, Key<A>, Flow<A>> = map.try_into()?;
-        let mut found = map.iter().collect::<std::result::Result<HashMap<_, _>, _>>()?;
-        for (key, wanted) in wanted {
-            let Some(mut entry) = found.remove(&key) else {
-                differences.push(format!("{name}: the kernel has no {key:?}"));
-                continue;
-            };
-            for (theirs, ours) in [(&mut entry.generation, wanted.generation), (&mut entry.pin, wanted.pin)] {
-                let fixed = [0, MOVED];
-                if !fixed.contains(theirs) && !fixed.contains(&ours) {
-                    let known = *generations.entry(*theirs).or_insert(ours);
-                    *theirs = known;
-                }
-            }
-            entry.last_seen = wanted.last_seen;
-            let (theirs, ours) = (format!("{entry:?}"), format!("{wanted:?}"));
-            if theirs != ours {
-                differences.push(format!("{name}: {key:?}\n  kernel {theirs}\n  host   {ours}"));
-            }
+    let entries = flow_table::<A>(ebpf, name)?.entries()?;
+    let mut found: HashMap<Key<A>, Flow<A>> = entries.into_iter().map(|flow| (flow.key, flow)).collect();
+    for wanted in host.established_entries().into_iter().chain(host.half_open_entries()) {
+        let Some(mut entry) = found.remove(&wanted.key) else {
+            differences.push(format!("{name}: the kernel has no {:?}", wanted.key));
+            continue;
+        };
+        let known = *generations.entry(entry.generation()).or_insert(wanted.generation());
+        entry.word = entry.word & !mark::GENERATION | known << mark::GENERATION_SHIFT;
+        entry.last_seen = wanted.last_seen;
+        let (theirs, ours) = (format!("{entry:?}"), format!("{wanted:?}"));
+        if theirs != ours {
+            differences.push(format!("{name}: {:?}\n  kernel {theirs}\n  host   {ours}", wanted.key));
         }
-        differences.extend(found.into_keys().map(|key| format!("{name}: the kernel has {key:?} besides")));
     }
+    differences.extend(found.into_keys().map(|key| format!("{name}: the kernel has {key:?} besides")));
     Ok(differences)
 }

@@ -85,7 +85,7 @@ impl Bed {
                 cpu.set(first_cpu().expect("a CPU to run on"));
                 sched_setaffinity(None, &cpu).expect("a CPU that this thread may run on");
                 let devices = devices().expect("the devices that were made above");
-                let ebpf = object::load(max_flows, None).expect("the kernel loads the programs").ebpf;
+                let ebpf = object::load(max_flows, 0, None).expect("the kernel loads the programs").ebpf;
                 let mut bed = Self { ebpf, devices, counted: vec![0; REASON_SLOTS as usize] };
                 for device in [devices.client, devices.backend] {
                     maps::add_device(&mut bed.ebpf, device.ifindex).expect("a slot in the device map");

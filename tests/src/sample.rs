@@ -127,7 +127,7 @@ pub fn tables(devices: &Devices) -> HostTables {
     let mut tables = HostTables::default();
     tables.next_hops = next_hops(devices);
     tables.settings =
-        Settings { max_flows: MAX_FLOWS, snat_ports: u32::from(SNAT_PORTS.end - SNAT_PORTS.start) };
+        Settings { max_flows: MAX_FLOWS, snat_ports: u32::from(SNAT_PORTS.end - SNAT_PORTS.start), seed: 0 };
     tables.snat_ports = SNAT_PORTS.map(u16::to_be).collect();
     for v6 in [false, true] {
         for last in [250, 251] {

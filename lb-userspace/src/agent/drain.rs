@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lb_common::tcp::is_closing;
-use lb_common::{Address, Flow, Key};
+use lb_common::Address;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::interval;
 
 use crate::agent::Agent;
 use crate::agent::admin::{self, AdminSocket};
-use crate::datapath::batch;
 use crate::datapath::kernel::{FamilyMaps, Kernel, monotonic_now};
 use crate::net::Watch;
 
@@ -92,19 +91,16 @@ fn open_flows(kernel: &Kernel) -> Result<u64> {
     Ok(open_in(&kernel.v4)? + open_in(&kernel.v6)?)
 }
 
-fn open_in<A: Address + aya::Pod>(maps: &FamilyMaps<A>) -> Result<u64>
-where
-    Key<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-{
-    let mut open = 0;
-    batch::for_each::<Key<A>, Flow<A>>(&maps.flows, |_, flow| {
-        open += (!flow.is_forward() && !is_closing(flow.state)) as u64;
-    })?;
+fn open_in<A: Address>(maps: &FamilyMaps<A>) -> Result<u64> {
     let now = monotonic_now();
-    batch::for_each::<Key<A>, Flow<A>>(&maps.half_open, |_, flow| {
-        let young = now.saturating_sub(flow.last_seen) < HANDSHAKE;
-        open += (flow.is_forward() && !flow.is_tombstone() && young) as u64;
+    let mut open = 0;
+    maps.flows.for_each(|flow| {
+        open += if flow.is_established() {
+            !flow.is_forward() && !is_closing(flow.word)
+        } else {
+            let young = now.saturating_sub(flow.last_seen) < HANDSHAKE;
+            flow.is_forward() && !flow.is_tombstone() && young
+        } as u64;
     })?;
     Ok(open)
 }

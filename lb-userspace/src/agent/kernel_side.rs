@@ -73,19 +73,19 @@ impl KernelSide {
     pub fn load(config: &Config, options: &Options, mode: Mode, endpoints: &mut Endpoints) -> Result<Self> {
         bpffs::prepare(&options.bpffs)?;
         let pins = Pins::new(&options.bpffs);
-        let max_flows = match object::pinned_max_flows(&pins)? {
-            Some(pinned) => {
+        let (max_flows, seed) = match object::pinned_tables(&pins)? {
+            Some((pinned, seed)) => {
                 if config.datapath.max_flows.is_some_and(|wanted| wanted != pinned) {
                     log::warn!(
                         "datapath.max_flows: the tables of an earlier agent are for {pinned} flows and stay so; stop the \
                          agent without --leave-datapath to change it"
                     );
                 }
-                pinned
+                (pinned, seed)
             }
-            None => config.datapath.max_flows.map_or_else(flows_by_memory, Ok)?,
+            None => (config.datapath.max_flows.map_or_else(flows_by_memory, Ok)?, fastrand::u64(..)),
         };
-        let kernel = Kernel::new(object::load(max_flows, Some(&pins))?)?;
+        let kernel = Kernel::new(object::load(max_flows, seed, Some(&pins))?)?;
         for rejected in kernel.all_rejected() {
             log::warn!("the kernel does not take the program {}: {}", rejected.program, rejected.why);
         }

@@ -4,21 +4,16 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
-use lb_common::tables::{HALF_OPEN_ENTRIES, flow_entries};
-use lb_common::{Flow, Key, Rung, V4, V6};
+use lb_common::Rung;
 use serde_json::{Map, Value, json};
 
 use crate::agent::Agent;
 use crate::agent::admin::Question;
 use crate::agent::interfaces::rung_name;
 use crate::agent::membership::{DRAINING, HEALTHY};
-use crate::datapath::batch;
 use crate::datapath::kernel::monotonic_now;
 use crate::desired::served_addresses;
 use crate::flows::{FlowFilter, FlowRow, pair_flows, proxied_rows};
-
-/// Kernel bytes that an entry of a pre-allocated hash map takes beside key and value (`struct htab_elem`).
-const ENTRY_OVERHEAD: u64 = 48;
 
 impl Agent {
     pub(super) fn answer(&self, question: Question) -> Result<Value> {
@@ -94,7 +89,7 @@ impl Agent {
                 "kernel_v4": kernel.kernel.live_flows(0),
                 "kernel_v6": kernel.kernel.live_flows(1),
                 "max": kernel.max_flows,
-                "bytes": flow_map_bytes(kernel.max_flows),
+                "bytes": kernel.kernel.v4.flows.bytes() + kernel.kernel.v6.flows.bytes(),
                 "snat_ports": kernel.snat_ports.len(),
             });
         }
@@ -165,29 +160,10 @@ impl Agent {
         if let Some(kernel) = &self.kernel {
             let now = monotonic_now();
             let (v4, v6) = (&kernel.kernel.v4, &kernel.kernel.v6);
-            // Half-open ones first: a flow that is promoted meanwhile is then in both lists, and shown once.
-            let (half4, half6) = (entries(&v4.half_open)?, entries(&v6.half_open)?);
-            rows.extend(pair_flows::<V4>(entries(&v4.flows)?, half4, now));
-            rows.extend(pair_flows::<V6>(entries(&v6.flows)?, half6, now));
+            rows.extend(pair_flows(v4.flows.entries()?, now));
+            rows.extend(pair_flows(v6.flows.entries()?, now));
         }
         rows.extend(proxied_rows(self.proxy.flows()));
         Ok(filter.apply(rows))
     }
-}
-
-fn entries<A>(map: &aya::maps::MapData) -> Result<Vec<(Key<A>, Flow<A>)>>
-where
-    Key<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-{
-    let mut entries = Vec::new();
-    batch::for_each(map, |key, flow| entries.push((*key, *flow)))?;
-    Ok(entries)
-}
-
-/// Kernel memory of the flow maps of both families, bytes.
-fn flow_map_bytes(max_flows: u32) -> u64 {
-    let entry4 = (size_of::<Key<V4>>() + size_of::<Flow<V4>>()) as u64 + ENTRY_OVERHEAD;
-    let entry6 = (size_of::<Key<V6>>() + size_of::<Flow<V6>>()) as u64 + ENTRY_OVERHEAD;
-    (entry4 + entry6) * (flow_entries(max_flows) as u64 + HALF_OPEN_ENTRIES as u64)
 }

@@ -13,17 +13,17 @@ use lb_common::tables::{
     Backend, Live, MAX_SNAT_ADDRESSES, NextHop, Opened, Service, ServiceKey, Settings, Window, hop, names,
     reason_index,
 };
-use lb_common::{Reason, Rung, V4, V6};
+use lb_common::{Address, Reason, Rung, V4, V6};
 
 use crate::datapath::contents::{Contents, Prefix, Step};
+use crate::datapath::flow_table::FlowTable;
 use crate::datapath::mapped::Mapped;
 use crate::datapath::object::{Loaded, Rejected};
 use crate::datapath::slots::{REST, SlotSpace};
 
 /// The maps of one address family.
-pub struct FamilyMaps<A: aya::Pod> {
-    pub flows: MapData,
-    pub half_open: MapData,
+pub struct FamilyMaps<A> {
+    pub flows: FlowTable<A>,
     services: BpfHashMap<MapData, ServiceKey<A>, Service>,
     routes: LpmTrie<MapData, A, u32>,
     /// Index into `LIVE`.
@@ -42,7 +42,7 @@ pub struct Kernel {
     opened: PerCpuArray<MapData, Opened>,
     hops: Mapped<NextHop>,
     snat_addresses: Array<MapData, [u32; 4]>,
-    snat_ports: Array<MapData, u16>,
+    snat_ports: Array<MapData, [u16; 4]>,
     settings: Mapped<Settings>,
     pub live: Mapped<Live>,
     reasons: PerCpuArray<MapData, u64>,
@@ -53,13 +53,15 @@ pub struct Kernel {
 
 impl Kernel {
     /// Takes the maps out of a loaded object.
-    pub fn new(Loaded { mut ebpf, rejected }: Loaded) -> Result<Self> {
+    pub fn new(Loaded { mut ebpf, rejected, seed }: Loaded) -> Result<Self> {
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
-        let v4 = family(&mut take, [names::FLOWS4, names::HALF4, names::SERVICES4, names::ROUTES4], 0)?;
-        let v6 = family(&mut take, [names::FLOWS6, names::HALF6, names::SERVICES6, names::ROUTES6], 1)?;
+        let v4 = family(&mut take, [names::FLOWS4, names::SERVICES4, names::ROUTES4], 0, seed)?;
+        let v6 = family(&mut take, [names::FLOWS6, names::SERVICES6, names::ROUTES6], 1, seed)?;
         let clusters = Mapped::<Window>::new(&data(take(names::CLUSTERS)?)?)?;
         let slots = Mapped::new(&data(take(names::SLOTS)?)?)?;
+        let settings = Mapped::<Settings>::new(&data(take(names::SETTINGS)?)?)?;
+        settings.word(0, std::mem::offset_of!(Settings, seed) / 8).store(seed, Ordering::Relaxed);
         let slot_space = SlotSpace::new(slots.len(), (0..clusters.len()).map(|index| clusters.get(index)));
         Ok(Self {
             v4,
@@ -72,7 +74,7 @@ impl Kernel {
             hops: Mapped::new(&data(take(names::NEXT_HOPS)?)?)?,
             snat_addresses: Array::try_from(take(names::SNAT_ADDRESSES)?)?,
             snat_ports: Array::try_from(take(names::SNAT_PORTS)?)?,
-            settings: Mapped::new(&data(take(names::SETTINGS)?)?)?,
+            settings,
             live: Mapped::new(&data(take(names::LIVE)?)?)?,
             reasons: PerCpuArray::try_from(take(names::REASONS)?)?,
             devices: DevMapHash::try_from(take(names::DEVICES)?)?,
@@ -102,8 +104,10 @@ impl Kernel {
                 self.snat_addresses.set(*index, address, 0)?;
             }
             Step::SnatPorts(ports) => {
-                for (index, port) in ports.iter().enumerate() {
-                    self.snat_ports.set(index as u32, port, 0)?;
+                for (index, ports) in ports.chunks(4).enumerate() {
+                    let mut value = [0; 4];
+                    value[..ports.len()].copy_from_slice(ports);
+                    self.snat_ports.set(index as u32, value, 0)?;
                 }
             }
             Step::Backend(index, backend) => self.set_backend(*index, *backend),
@@ -269,17 +273,17 @@ pub fn monotonic_now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-fn family<A: aya::Pod>(
+fn family<A: Address + aya::Pod>(
     take: &mut impl FnMut(&str) -> Result<Map>,
-    [flows, half_open, services, routes]: [&str; 4],
+    [flows, services, routes]: [&str; 3],
     index: u32,
+    seed: u64,
 ) -> Result<FamilyMaps<A>>
 where
     ServiceKey<A>: aya::Pod,
 {
     Ok(FamilyMaps {
-        flows: data(take(flows)?)?,
-        half_open: data(take(half_open)?)?,
+        flows: FlowTable::new(data(take(flows)?)?, seed)?,
         services: BpfHashMap::try_from(take(services)?)?,
         routes: LpmTrie::try_from(take(routes)?)?,
         index,
@@ -288,7 +292,7 @@ where
 
 fn data(map: Map) -> Result<MapData> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) => Ok(data),
+        Map::Array(data) => Ok(data),
         other => bail!("unexpected kind of map: {other:?}"),
     }
 }

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod batch;
 pub mod bpffs;
 pub mod contents;
+pub mod flow_table;
 pub mod kernel;
 pub mod mapped;
 pub mod object;

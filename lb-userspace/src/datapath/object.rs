@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::MapData;
+use anyhow::{Context, Result, anyhow};
+use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::SCHEMA_VERSION;
-use lb_common::tables::{flow_entries, names};
+use lb_common::table;
+use lb_common::tables::{Settings, constants, names};
 
 /// The compiled programs.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/headgate-ebpf"));
@@ -25,8 +26,6 @@ pub const TC_L3_PROGRAM: &str = "headgate_tc_l3";
 const PINNED: &[&str] = &[
     names::FLOWS4,
     names::FLOWS6,
-    names::HALF4,
-    names::HALF6,
     names::SERVICES4,
     names::SERVICES6,
     names::ROUTES4,
@@ -113,6 +112,8 @@ pub struct Loaded {
     pub ebpf: Ebpf,
     /// Programs that the kernel does not take, and why.
     pub rejected: Vec<Rejected>,
+    /// What the flow tables are hashed with.
+    pub seed: u64,
 }
 
 /// A program that the kernel does not take.
@@ -124,16 +125,21 @@ pub struct Rejected {
     pub why: String,
 }
 
-/// Loads the programs, with maps for `max_flows` flows of each family. With `pins`, maps that are pinned there are
+/// Loads the programs, with tables for `max_flows` flows of each family, hashed with `seed`. With `pins`, maps that are pinned there are
 /// taken over and new ones are pinned. The TC program has to load; what is done without the others is the caller's
 /// affair.
-pub fn load(max_flows: u32, pins: Option<&Pins>) -> Result<Loaded> {
+pub fn load(max_flows: u32, seed: u64, pins: Option<&Pins>) -> Result<Loaded> {
+    let sets = table::sets(max_flows);
     let mut loader = EbpfLoader::new();
     // Asked for only once the verifier has said no.
     loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
     for name in [names::FLOWS4, names::FLOWS6] {
-        loader.map_max_entries(name, flow_entries(max_flows));
+        loader.map_max_entries(name, sets);
     }
+    loader.override_global(constants::FLOW_SETS, &sets, true);
+    loader.override_global(constants::FLOW_SEED, &seed, true);
+    let ordered_stores = u32::from(cfg!(target_arch = "x86_64"));
+    loader.override_global(constants::ORDERED_STORES, &ordered_stores, true);
     if let Some(pins) = pins {
         for directory in [pins.maps(), pins.links()] {
             std::fs::create_dir_all(&directory)
@@ -158,7 +164,7 @@ pub fn load(max_flows: u32, pins: Option<&Pins>) -> Result<Loaded> {
     for name in [XDP_PROGRAM, XDP_FRAGS_PROGRAM] {
         note(name, xdp_program(&mut ebpf, name)?.load());
     }
-    Ok(Loaded { ebpf, rejected })
+    Ok(Loaded { ebpf, rejected, seed })
 }
 
 /// A TC program of the object.
@@ -185,21 +191,15 @@ fn explain_load(error: ProgramError) -> String {
     format!("{io_error}; the verifier's last lines:\n  {}", last.join("\n  "))
 }
 
-/// Flows that the pinned maps hold, if there are any: an agent that takes them over cannot change it.
-pub fn pinned_max_flows(pins: &Pins) -> Result<Option<u32>> {
+/// Flows that the pinned tables are for, and what they are hashed with, if there are any.
+pub fn pinned_tables(pins: &Pins) -> Result<Option<(u32, u64)>> {
     if !pins.exist() {
         return Ok(None);
     }
     let info = MapData::from_pin(pins.map(names::FLOWS4))?.info()?;
-    let entries = info.max_entries();
-    let extra = flow_entries(0);
-    if entries <= extra {
-        bail!(
-            "{} is no flow map of this version; `headgate unload` takes it away",
-            pins.map(names::FLOWS4).display()
-        );
-    }
-    Ok(Some((entries - extra) / 2))
+    let settings = Map::from_map_data(MapData::from_pin(pins.map(names::SETTINGS))?)?;
+    let settings: Array<_, Settings> = settings.try_into()?;
+    Ok(Some((table::max_flows(info.max_entries()), settings.get(&0, 0)?.seed)))
 }
 
 /// What the kernel says of a loaded program.

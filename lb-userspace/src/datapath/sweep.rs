@@ -7,14 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
-use aya::Pod;
-use aya::maps::{HashMap as BpfHashMap, MapData};
-use lb_common::flow::flags;
 use lb_common::tcp::{is_closing, lifetime};
-use lb_common::{Address, Flow, Key, V4, V6};
+use lb_common::{Address, Flow};
 
-use crate::datapath::batch;
-use crate::datapath::kernel::{FamilyMaps, Kernel, monotonic_now};
+use crate::datapath::flow_table::FlowTable;
+use crate::datapath::kernel::{Kernel, monotonic_now};
 
 /// How long a half-open entry or a tombstone is kept after its last SYN; the programs stop heeding it before.
 const HALF_OPEN: u64 = 60_000_000_000;
@@ -31,8 +28,8 @@ pub struct Usage {
     open: Vec<bool>,
     /// By next-hop index.
     hops: Vec<bool>,
-    /// Service ids.
-    services: BTreeSet<u32>,
+    /// By service id.
+    services: Vec<bool>,
     /// Next hops of [`Moved`] that a flow cannot go by as it is.
     astray: BTreeSet<u32>,
 }
@@ -63,7 +60,7 @@ impl Usage {
 
     /// Whether an entry refers to this service id.
     pub fn has_service(&self, id: u32) -> bool {
-        self.services.contains(&id)
+        is_marked(&self.services, id)
     }
 
     /// Whether a flow of this moved next hop leaves by another one, or has learned a MAC address before it moved.
@@ -76,19 +73,20 @@ impl Usage {
         if flow.is_tombstone() {
             return;
         }
-        mark(&mut self.backends, flow.backend);
-        if !is_closing(flow.state) {
-            mark(&mut self.open, flow.backend);
+        mark(&mut self.backends, flow.backend.into());
+        if !is_closing(flow.word) {
+            mark(&mut self.open, flow.backend.into());
         }
-        mark(&mut self.hops, flow.hop);
-        self.services.insert(flow.service);
+        mark(&mut self.hops, flow.hop.into());
+        mark(&mut self.services, flow.service.into());
         if flow.is_forward() {
             return;
         }
-        if let Some(&since) = moved.hops.get(&flow.hop) {
-            let learned_before = flow.flags & flags::LEARNED != 0 && flow.generation < since;
-            if learned_before || (moved.route)(flow.out.destination.into()) != Some(flow.hop) {
-                self.astray.insert(flow.hop);
+        let hop = flow.hop.into();
+        if let Some(&since) = moved.hops.get(&hop) {
+            let learned_before = flow.is_learned() && flow.opened_at() < since;
+            if learned_before || (moved.route)(flow.out.destination.into()) != Some(hop) {
+                self.astray.insert(hop);
             }
         }
     }
@@ -111,11 +109,8 @@ impl Kernel {
     pub fn sweep(&self, idle: &IdleTimeouts, moved: &Moved<'_>) -> Result<Usage> {
         let now = monotonic_now();
         let mut usage = Usage::default();
-        // Half-open flows first: one that is promoted meanwhile is then seen in one of the maps at least.
-        sweep_half_open::<V4>(&self.v4, now, moved, &mut usage)?;
-        sweep_half_open::<V6>(&self.v6, now, moved, &mut usage)?;
-        let closed4 = sweep_flows::<V4>(&self.v4, idle, now, moved, &mut usage)?;
-        let closed6 = sweep_flows::<V6>(&self.v6, idle, now, moved, &mut usage)?;
+        let closed4 = sweep(&self.v4.flows, idle, now, moved, &mut usage)?;
+        let closed6 = sweep(&self.v6.flows, idle, now, moved, &mut usage)?;
         for (index, closed) in [(self.v4.index, closed4), (self.v6.index, closed6)] {
             // The second word of `Live`; the agent alone writes it.
             self.live.word(index, 1).fetch_add(closed, Ordering::Relaxed);
@@ -124,105 +119,58 @@ impl Kernel {
     }
 }
 
-/// Whether an entry with this state and time of last packet has ended.
+/// Whether an entry whose flow had its last packet at `last_seen` has ended.
 fn has_ended<A: Address>(flow: &Flow<A>, last_seen: u64, idle: &IdleTimeouts, now: u64) -> bool {
-    let idle_timeout = match idle.get(&flow.service) {
+    let age = now.saturating_sub(last_seen);
+    if !flow.is_established() {
+        return age > HALF_OPEN;
+    }
+    let idle_timeout = match idle.get(&flow.service.into()) {
         Some(Some(timeout)) => timeout.as_nanos() as u64,
         Some(None) => u64::MAX,
         // A listener that is gone: what it accepted lives as long as by default.
         None => 3_600_000_000_000,
     };
-    now.saturating_sub(last_seen) > lifetime(flow.state, idle_timeout)
+    age > lifetime(flow.word, idle_timeout)
 }
 
-/// How many flows ended. A flow counts by its reverse entry, which outlives the forward one.
-fn sweep_flows<A: Address + Pod + Into<IpAddr>>(
-    maps: &FamilyMaps<A>,
+/// How many established flows ended. A flow counts by its reverse entry, which outlives the forward one.
+fn sweep<A: Address + Into<IpAddr>>(
+    table: &FlowTable<A>,
     idle: &IdleTimeouts,
     now: u64,
     moved: &Moved<'_>,
     usage: &mut Usage,
-) -> Result<u64>
-where
-    Key<A>: Pod,
-    Flow<A>: Pod,
-{
+) -> Result<u64> {
     let mut candidates = Vec::new();
-    batch::for_each::<Key<A>, Flow<A>>(&maps.flows, |key, flow| {
+    table.for_each(|flow| {
         usage.add(flow, moved);
         if has_ended(flow, flow.last_seen, idle, now) {
-            candidates.push((*key, *flow));
+            candidates.push(*flow);
         }
     })?;
-    let mut table = open::<A>(&maps.flows)?;
+    let look = table.look();
     let mut closed = 0;
-    for (key, flow) in candidates {
-        let peer_key = flow.out.reversed();
-        let peer = table.get(&peer_key, 0).ok().filter(|peer| peer.generation == flow.generation);
-        // One direction may be silent for long while the other is not.
+    for flow in candidates {
+        let peer = look.find(&flow.out.reversed())?.filter(|peer| peer.generation() == flow.generation());
+        // One direction may be silent for long while the other is not; and a half-open reverse entry sees no repeated
+        // SYN: it is as good as its forward one.
         let last_seen = peer.map_or(flow.last_seen, |peer| peer.last_seen.max(flow.last_seen));
         if !has_ended(&flow, last_seen, idle, now) {
             continue;
         }
-        if flow.is_forward() {
-            // Left to its reverse entry, unless that is gone.
-            if peer.is_none() {
-                let _ = table.remove(&key);
+        if flow.is_established() {
+            match peer {
+                // Left to its reverse entry.
+                Some(_) if flow.is_forward() => continue,
+                Some(forward) => _ = look.remove(&forward)?,
+                None => {}
             }
-            continue;
         }
-        if peer.is_some() {
-            let _ = table.remove(&peer_key);
-        }
-        if table.remove(&key).is_ok() {
+        // One that has gone on meanwhile stays.
+        if look.remove(&flow)? && flow.is_established() && !flow.is_forward() {
             closed += 1;
         }
     }
     Ok(closed)
-}
-
-fn sweep_half_open<A: Address + Pod + Into<IpAddr>>(
-    maps: &FamilyMaps<A>,
-    now: u64,
-    moved: &Moved<'_>,
-    usage: &mut Usage,
-) -> Result<()>
-where
-    Key<A>: Pod,
-    Flow<A>: Pod,
-{
-    let mut candidates = Vec::new();
-    batch::for_each::<Key<A>, Flow<A>>(&maps.half_open, |key, flow| {
-        usage.add(flow, moved);
-        if now.saturating_sub(flow.last_seen) > HALF_OPEN {
-            candidates.push((*key, flow.generation));
-        }
-    })?;
-    let mut table = open::<A>(&maps.half_open)?;
-    for (key, generation) in candidates {
-        // Once more, for an entry that came in its place or was used meanwhile.
-        let Ok(flow) = table.get(&key, 0) else { continue };
-        if flow.generation != generation || now.saturating_sub(flow.last_seen) <= HALF_OPEN {
-            continue;
-        }
-        // A reverse entry sees no repeated SYN: it is as good as its forward one.
-        let peer = if flow.is_forward() { None } else { table.get(&flow.out.reversed(), 0).ok() };
-        let lives = peer.is_some_and(|peer| {
-            peer.generation == generation && now.saturating_sub(peer.last_seen) <= HALF_OPEN
-        });
-        if !lives {
-            let _ = table.remove(&key);
-        }
-    }
-    Ok(())
-}
-
-/// A typed view of a flow map, half-open or established.
-fn open<A: Pod>(map: &MapData) -> Result<BpfHashMap<MapData, Key<A>, Flow<A>>>
-where
-    Key<A>: Pod,
-    Flow<A>: Pod,
-{
-    let map = aya::maps::Map::from_map_data(MapData::from_id(map.info()?.id())?)?;
-    Ok(BpfHashMap::try_from(map)?)
 }

@@ -55,7 +55,7 @@ impl Default for Indices {
     fn default() -> Self {
         Self {
             clusters: Ids::new(MAX_CLUSTERS / 2),
-            services: Ids::new(u32::MAX),
+            services: Ids::new(1 << 16),
             backends: Ids::new(MAX_BACKENDS),
             hops: Ids::new(MAX_NEXT_HOPS),
             snat_addresses: Vec::new(),
@@ -117,7 +117,7 @@ pub fn contents(config: &Config, observed: &Observed<'_>, indices: &mut Indices)
         Contents { devices: observed.devices.keys().copied().collect(), ..Contents::default() };
     contents.snat_ports = observed.snat_ports.iter().map(|port| port.to_be()).collect();
     contents.settings =
-        Settings { max_flows: observed.max_flows, snat_ports: contents.snat_ports.len() as u32 };
+        Settings { max_flows: observed.max_flows, snat_ports: contents.snat_ports.len() as u32, seed: 0 };
 
     add_backends(config, observed, indices, &mut contents)?;
     contents.snat_addresses.clone_from(&indices.snat_addresses);

@@ -172,13 +172,10 @@ where
 /// The interface that such a packet comes in by, if what is sent to its source leaves by the same.
 fn likely_ingress<A: Address, S: Source<A>>(source: &S, key: &Key<A>) -> Option<u32> {
     // An answer of a backend comes back the way its flow goes there.
-    let reverse = source.established(key).or_else(|| source.half_open(key)).filter(|flow| !flow.is_forward());
-    let forward = reverse.and_then(|reverse| {
-        let key = reverse.out.reversed();
-        source.established(&key).or_else(|| source.half_open(&key))
-    });
+    let reverse = source.flow(key).filter(|flow| !flow.is_forward());
+    let forward = reverse.and_then(|reverse| source.flow(&reverse.out.reversed()));
     let hop = match forward {
-        Some(forward) => forward.hop,
+        Some(forward) => forward.hop.into(),
         None => source.route(key.source)?,
     };
     source.next_hop(hop).map(|hop| hop.ifindex).filter(|index| *index != 0)

@@ -1,20 +1,24 @@
 //! The maps as they are, for a packet that is only imagined: reads come from a [`Source`], writes stay in memory.
 
-use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::cell::{OnceCell, RefCell, UnsafeCell};
+use std::collections::HashMap;
 use std::hash::Hash;
+use std::ptr::NonNull;
 
 use lb_common::host::HostTables;
+use lb_common::table::{self, FlowSet, SetRef};
 use lb_common::tables::{
     Backend, MAX_BACKENDS, MAX_NEXT_HOPS, NextHop, Service, ServiceKey, Settings, Step, Window,
 };
 use lb_common::work::Work;
-use lb_common::{Address, Flow, FlowRef, Key, Rung, Tables, balance, off_path, open};
+use lb_common::{Address, Flow, Key, Rung, Tables, balance, off_path, open};
 
 /// The contents of the maps of one address family, as copies.
 pub(super) trait Source<A: Address> {
-    fn established(&self, key: &Key<A>) -> Option<Flow<A>>;
-    fn half_open(&self, key: &Key<A>) -> Option<Flow<A>>;
+    fn flow_sets(&self) -> u32;
+    fn flow_set(&self, index: u32) -> Option<FlowSet<A>>;
+    /// An entry of any kind.
+    fn flow(&self, key: &Key<A>) -> Option<Flow<A>>;
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
     fn window(&self, cluster: u32) -> Option<Window>;
     /// Position of round_robin on CPU 0.
@@ -27,15 +31,25 @@ pub(super) trait Source<A: Address> {
     fn snat_port(&self, index: u32) -> Option<u16>;
     fn settings(&self) -> Option<Settings>;
     fn live(&self) -> u64;
+
+    /// An entry of an established flow.
+    fn established(&self, key: &Key<A>) -> Option<Flow<A>> {
+        self.flow(key).filter(Flow::is_established)
+    }
+
+    /// An entry of a half-open flow, or a tombstone.
+    fn half_open(&self, key: &Key<A>) -> Option<Flow<A>> {
+        self.flow(key).filter(|flow| !flow.is_established())
+    }
 }
 
 /// The datapath's view of a [`Source`].
 pub(super) struct Overlay<'s, A, S> {
     source: &'s S,
-    /// Entries of flows, once they were asked for, and what became of them; the work room.
-    flows: HostTables,
-    /// Keys that were asked for among the established flows and the half-open ones: `flows` knows better.
-    copied: RefCell<[HashSet<Key<A>>; 2]>,
+    /// The work room, and the clock.
+    host: HostTables,
+    /// Sets of the flow table, once they were asked for, and what became of them.
+    sets: RefCell<HashMap<u32, Box<UnsafeCell<FlowSet<A>>>>>,
     backends: Vec<OnceCell<Option<Backend>>>,
     next_hops: Vec<OnceCell<Option<NextHop>>>,
     cursors: RefCell<HashMap<u32, u32>>,
@@ -43,21 +57,18 @@ pub(super) struct Overlay<'s, A, S> {
     steps: RefCell<Vec<Step>>,
 }
 
-const ESTABLISHED: usize = 0;
-const HALF_OPEN: usize = 1;
-
 impl<'s, A: Address + Hash, S: Source<A>> Overlay<'s, A, S>
 where
     HostTables: Tables<A>,
 {
     /// `now`: nanoseconds of `CLOCK_MONOTONIC`.
     pub(super) fn new(source: &'s S, now: u64) -> Self {
-        let flows = HostTables::default();
-        flows.set_clock(now);
+        let host = HostTables::default();
+        host.set_clock(now);
         Self {
             source,
-            flows,
-            copied: RefCell::default(),
+            host,
+            sets: RefCell::default(),
             backends: vec![OnceCell::new(); MAX_BACKENDS as usize],
             next_hops: vec![OnceCell::new(); MAX_NEXT_HOPS as usize],
             cursors: RefCell::default(),
@@ -70,63 +81,32 @@ where
     pub(super) fn take_steps(&self) -> Vec<Step> {
         self.steps.take()
     }
-
-    /// Makes sure that `flows` holds what the source does under this key, or what was made of it since.
-    fn copy(&self, table: usize, key: &Key<A>) {
-        if !self.copied.borrow_mut()[table].insert(*key) {
-            return;
-        }
-        let found =
-            if table == ESTABLISHED { self.source.established(key) } else { self.source.half_open(key) };
-        if let Some(mut flow) = found {
-            let flow = FlowRef::from_mut(&mut flow);
-            let inserted = if table == ESTABLISHED {
-                self.flows.insert_established(key, flow)
-            } else {
-                self.flows.insert_half_open(key, flow)
-            };
-            assert!(inserted, "room for the few entries that one packet touches");
-        }
-    }
 }
 
 impl<A: Address + Hash, S: Source<A>> Tables<A> for Overlay<'_, A, S>
 where
     HostTables: Tables<A>,
 {
-    fn established(&self, key: &Key<A>) -> Option<FlowRef<'_, A>> {
-        self.copy(ESTABLISHED, key);
-        self.flows.established(key)
+    fn flow_sets(&self) -> u32 {
+        self.source.flow_sets()
     }
 
-    fn half_open(&self, key: &Key<A>) -> Option<FlowRef<'_, A>> {
-        self.copy(HALF_OPEN, key);
-        self.flows.half_open(key)
+    fn seed(&self) -> u64 {
+        self.source.settings().map_or(0, |settings| settings.seed)
     }
 
-    fn insert_established(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool {
-        self.copy(ESTABLISHED, key);
-        self.flows.insert_established(key, flow)
+    fn has_ordered_stores(&self) -> bool {
+        false
     }
 
-    fn insert_half_open(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool {
-        self.copy(HALF_OPEN, key);
-        self.flows.insert_half_open(key, flow)
-    }
-
-    fn replace_half_open(&self, key: &Key<A>, flow: FlowRef<'_, A>) -> bool {
-        self.copy(HALF_OPEN, key);
-        self.flows.replace_half_open(key, flow)
-    }
-
-    fn remove_established(&self, key: &Key<A>) {
-        self.copy(ESTABLISHED, key);
-        self.flows.remove_established(key);
-    }
-
-    fn remove_half_open(&self, key: &Key<A>) {
-        self.copy(HALF_OPEN, key);
-        self.flows.remove_half_open(key);
+    fn flow_set(&self, index: u32) -> Option<SetRef<'_, A>> {
+        let mut sets = self.sets.borrow_mut();
+        if !sets.contains_key(&index) {
+            sets.insert(index, Box::new(UnsafeCell::new(self.source.flow_set(index)?)));
+        }
+        let set = NonNull::new(sets.get(&index)?.get())?;
+        // SAFETY: sets are boxed and never taken out as long as `self` lives, and only reached by `SetRef`s.
+        Some(unsafe { SetRef::new(set) })
     }
 
     fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
@@ -179,16 +159,18 @@ where
 
     fn count_opened(&self, _backend: u32, _rung: Rung) {}
 
+    fn count_closed(&self) {}
+
     fn work(&self) -> Option<&Work<A>> {
-        self.flows.work()
+        self.host.work()
     }
 
     fn handle_off_path(&self) -> off_path::Code {
         off_path::handle(self)
     }
 
-    fn open(&self) -> off_path::Code {
-        off_path::open(self)
+    fn open(&self, fresh: u32) -> off_path::Code {
+        off_path::open(self, fresh)
     }
 
     fn choose(&self) -> u32 {
@@ -199,12 +181,24 @@ where
         open::reserve_port(self)
     }
 
+    fn finish(&self, how: u32) -> off_path::Code {
+        off_path::finish(self, how)
+    }
+
+    fn insert(&self, which: u32) -> u32 {
+        table::insert(self, which)
+    }
+
+    fn settle(&self, set: u32, tag: u32, how: u32) -> u32 {
+        table::settle(self, set, tag, how)
+    }
+
     fn random(&self) -> u32 {
         balance::mix(self.now) as u32
     }
 
     fn precise_now(&self) -> u64 {
-        Tables::<A>::precise_now(&self.flows)
+        Tables::<A>::precise_now(&self.host)
     }
 
     fn note(&self, step: Step) {

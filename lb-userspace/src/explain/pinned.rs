@@ -4,32 +4,36 @@ use std::cell::RefCell;
 
 use anyhow::Result;
 use aya::maps::{Array, MapData, PerCpuArray};
-use lb_common::tables::{Backend, Live, NextHop, Service, ServiceKey, Settings, Window, names};
+use lb_common::table::FlowSet;
+use lb_common::tables::{Backend, Live, NextHop, PORTS_A_VALUE, Service, ServiceKey, Settings, Window, names};
 use lb_common::{Flow, Key};
 
 use super::overlay::Source;
+use crate::datapath::flow_table::FlowTable;
 use crate::datapath::mapped::Mapped;
 use crate::maps::read::{Family, PinnedMaps, found};
 
-pub(super) struct PinnedSource<'p> {
+pub(super) struct PinnedSource<'p, A> {
     maps: PinnedMaps<'p>,
+    flows: FlowTable<A>,
     windows: Mapped<Window>,
     cursors: PerCpuArray<MapData, u32>,
     slots: Mapped<u32>,
     backends: Mapped<Backend>,
     next_hops: Mapped<NextHop>,
     snat_addresses: Array<MapData, [u32; 4]>,
-    snat_ports: Array<MapData, u16>,
+    snat_ports: Array<MapData, [u16; 4]>,
     settings: Mapped<Settings>,
     live: Mapped<Live>,
     /// The first read that failed; the datapath knows only of entries that are not there.
     failed: RefCell<Option<anyhow::Error>>,
 }
 
-impl<'p> PinnedSource<'p> {
+impl<'p, A: Family> PinnedSource<'p, A> {
     pub(super) fn new(maps: PinnedMaps<'p>) -> Result<Self> {
         Ok(Self {
             maps,
+            flows: maps.flows::<A>()?,
             windows: maps.mapped(names::CLUSTERS)?,
             cursors: maps.typed(names::CURSORS)?,
             slots: maps.mapped(names::SLOTS)?,
@@ -65,13 +69,17 @@ fn get_element<T: aya::Pod>(values: &Array<MapData, T>, index: u32) -> Result<Op
     if index < values.len() { found(values.get(&index, 0)) } else { Ok(None) }
 }
 
-impl<A: Family> Source<A> for PinnedSource<'_> {
-    fn established(&self, key: &Key<A>) -> Option<Flow<A>> {
-        self.read(A::flow(self.maps, A::FLOWS, key))
+impl<A: Family> Source<A> for PinnedSource<'_, A> {
+    fn flow_sets(&self) -> u32 {
+        self.flows.sets()
     }
 
-    fn half_open(&self, key: &Key<A>) -> Option<Flow<A>> {
-        self.read(A::flow(self.maps, A::HALF_OPEN, key))
+    fn flow_set(&self, index: u32) -> Option<FlowSet<A>> {
+        self.read(self.flows.set(index).map(Some))
+    }
+
+    fn flow(&self, key: &Key<A>) -> Option<Flow<A>> {
+        self.read(self.flows.look().find(key))
     }
 
     fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
@@ -112,7 +120,8 @@ impl<A: Family> Source<A> for PinnedSource<'_> {
     }
 
     fn snat_port(&self, index: u32) -> Option<u16> {
-        self.read(get_element(&self.snat_ports, index))
+        self.read(get_element(&self.snat_ports, index / PORTS_A_VALUE))
+            .map(|ports| ports[(index % PORTS_A_VALUE) as usize])
     }
 
     fn settings(&self) -> Option<Settings> {

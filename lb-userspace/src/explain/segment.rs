@@ -1,11 +1,12 @@
 //! The segment to imagine.
 
+use lb_common::flow::mark;
 use lb_common::parse::{Link, Tags, ethertype};
+use lb_common::table::HALF_OPEN_LIMIT;
 use lb_common::{Address, Flow, Segment, tcp};
 
 use super::overlay::Source;
 use super::story::Question;
-use crate::flows::HALF_OPEN_TIMEOUT;
 
 /// The segment that a flow of this tuple waits for, and its name; a SYN where there is none.
 pub(super) fn next_segment<A: Address, S: Source<A>>(
@@ -33,21 +34,21 @@ pub(super) fn next_segment<A: Address, S: Source<A>>(
         payload,
     };
     if let Some(flow) = source.established(key) {
-        return (make(ACK, flow.seq_end, 0, 0), "ACK");
+        return (make(ACK, flow.end as u32, 0, 0), "ACK");
     }
     let new = (make(SYN, 1, 0, 0), "SYN");
     let is_current = |flow: &Flow<A>| {
-        !flow.is_tombstone() && question.now.saturating_sub(flow.last_seen) <= HALF_OPEN_TIMEOUT
+        !flow.is_tombstone() && question.now.saturating_sub(flow.last_seen) <= HALF_OPEN_LIMIT
     };
     let Some(flow) = source.half_open(key) else { return new };
     if flow.is_forward() {
         if !is_current(&flow) {
             return new;
         }
-        if flow.pin == flow.generation {
+        if flow.word & mark::ANSWERED != 0 {
             return (make(ACK, flow.isn.wrapping_add(1), flow.peer_isn.wrapping_add(1), 0), "ACK");
         }
-        return (make(SYN, flow.isn, 0, flow.syn_payload), "repeated SYN");
+        return (make(SYN, flow.isn, 0, flow.syn_payload.into()), "repeated SYN");
     }
     match source.half_open(&flow.out.reversed()) {
         Some(forward) => (make(SYN | ACK, flow.isn, forward.isn.wrapping_add(1), 0), "SYN-ACK"),

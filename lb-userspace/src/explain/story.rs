@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::balance::policy;
 use lb_common::decide::Output;
-use lb_common::flow::flags;
+use lb_common::flow::mark;
 use lb_common::host::HostTables;
 use lb_common::tables::{ServiceKey, Step, backend, service};
 use lb_common::tcp::{self, is_closing};
@@ -212,14 +212,14 @@ where
     fn note_ends(&mut self, flow: &Flow<A>, snat: SocketAddr, backend: SocketAddr) {
         self.explanation.snat = Some(snat);
         self.explanation.backend = Some(backend);
-        self.explanation.service = Some(flow.service);
-        self.explanation.listener = (self.names.listener)(flow.service);
+        self.explanation.service = Some(flow.service.into());
+        self.explanation.listener = (self.names.listener)(flow.service.into());
     }
 
     fn tell_established(&mut self, flow: &Flow<A>) {
         let peer =
-            self.source.established(&flow.out.reversed()).filter(|peer| peer.generation == flow.generation);
-        let state = flow.state | peer.map_or(0, |peer| peer.state);
+            self.source.established(&flow.out.reversed()).filter(|peer| peer.generation() == flow.generation());
+        let state = flow.word | peer.map_or(0, |peer| peer.word);
         let last_seen = flow.last_seen.max(peer.map_or(0, |peer| peer.last_seen));
         let here = flow.payload_bytes();
         let there = peer.map_or(0, |peer| peer.payload_bytes());
@@ -228,7 +228,7 @@ where
         self.say(format!(
             "{name}. It is {}: opened {} ago by {}, last packet {} ago, {} from the client and {} to it.",
             if is_closing(state) { "closing (a new SYN would open another)" } else { "established" },
-            duration(self.seconds_since(flow.generation)),
+            duration(self.seconds_since(flow.opened_at())),
             flow.rung().name(),
             duration(self.seconds_since(last_seen)),
             bytes(inwards),
@@ -239,12 +239,12 @@ where
     fn tell_half_open(&mut self, flow: &Flow<A>) {
         let forward =
             if flow.is_forward() { Some(*flow) } else { self.source.half_open(&flow.out.reversed()) };
-        let answered = forward.is_some_and(|forward| forward.pin == forward.generation && forward.pin != 0);
+        let answered = forward.is_some_and(|forward| forward.word & mark::ANSWERED != 0);
         let name = self.name_flow(flow);
         self.say(format!(
             "{name}. It is half open: attempt {}, {} ago by {}; the backend has {}.",
             flow.attempts,
-            duration(self.seconds_since(flow.generation)),
+            duration(self.seconds_since(flow.opened_at())),
             flow.rung().name(),
             if answered { "answered, the client's acknowledgement is missing" } else { "not answered yet" },
         ));
@@ -333,7 +333,7 @@ where
         };
         let device = self.device(index);
         let mut sentence = format!("Transmit: device {device}, {way}");
-        if flow.flags & flags::LEARNED != 0 && matches!(output, Output::Hop(_)) {
+        if flow.is_learned() && matches!(output, Output::Hop(_)) {
             sentence += &format!(", to MAC {}, learned from the client's SYN", mac(flow.mac));
         }
         if segment.has(tcp::flags::SYN) {

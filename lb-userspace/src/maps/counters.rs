@@ -17,7 +17,7 @@ struct SettingsRow {
 }
 
 pub(super) fn settings(context: &Context<'_>, json: bool) -> Result<String> {
-    let Settings { max_flows, snat_ports } = context.maps.mapped::<Settings>(names::SETTINGS)?.get(0);
+    let Settings { max_flows, snat_ports, .. } = context.maps.mapped::<Settings>(names::SETTINGS)?.get(0);
     render(&[SettingsRow { max_flows, snat_ports }], json, [right("MAX FLOWS"), right("SNAT PORTS")], |row| {
         [row.max_flows.to_string(), row.snat_ports.to_string()]
     })

@@ -1,17 +1,18 @@
-//! FLOWS4, FLOWS6, HALF4, HALF6.
+//! FLOWS4, FLOWS6.
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
-use lb_common::flow::flags;
+use lb_common::flow::mark;
 use lb_common::parse::Tags;
+use lb_common::table::HALF_OPEN_LIMIT;
 use lb_common::tcp::{is_closing, state};
-use lb_common::{Address, Flow, Key};
+use lb_common::{Address, Flow};
 use serde::Serialize;
 
 use super::Context;
 use super::read::Family;
-use crate::flows::{Carrier, HALF_OPEN_TIMEOUT, seconds_since, socket};
+use crate::flows::{Carrier, seconds_since, socket};
 use crate::table::{bytes, duration, left, or_dash, right};
 
 /// One direction of a flow, or a tombstone.
@@ -67,66 +68,64 @@ impl Direction {
 }
 
 /// The entries of one family, the two of a flow beside each other.
-pub(super) fn read<A: Family>(context: &Context<'_>, half_open: bool) -> Result<Vec<FlowEntry>> {
-    let maps = context.maps;
-    let entries = if half_open { maps.half_open::<A>()? } else { maps.established::<A>()? };
+pub(super) fn read<A: Family>(context: &Context<'_>) -> Result<Vec<FlowEntry>> {
+    let entries = context.maps.flows::<A>()?.entries()?;
     let device = |hop: u32| {
         let known = hop > 0 && hop < context.hops.len();
         known.then(|| context.devices.name(context.hops.get(hop).ifindex))
     };
     let mut rows: Vec<FlowEntry> =
-        entries.iter().map(|(key, flow)| decode(key, flow, half_open, context.now, &device)).collect();
+        entries.iter().map(|flow| decode(flow, context.now, &device)).collect();
     rows.sort_by_key(|row| (row.client, row.vip, row.generation, row.direction));
     Ok(rows)
 }
 
 pub(super) fn decode<A: Address + Into<IpAddr>>(
-    key: &Key<A>,
     flow: &Flow<A>,
-    half_open: bool,
     now: u64,
     device: &dyn Fn(u32) -> Option<String>,
 ) -> FlowEntry {
     let (direction, arrives, leaves) = match (flow.is_tombstone(), flow.is_forward()) {
-        (true, _) => (Direction::Tombstone, *key, None),
-        (false, true) => (Direction::Forward, *key, Some(flow.out)),
+        (true, _) => (Direction::Tombstone, flow.key, None),
+        (false, true) => (Direction::Forward, flow.key, Some(flow.out)),
         // Seen from the client, both directions of a flow look the same.
-        (false, false) => (Direction::Reverse, flow.out.reversed(), Some(key.reversed())),
+        (false, false) => (Direction::Reverse, flow.out.reversed(), Some(flow.key.reversed())),
     };
-    let learned = flow.flags & flags::LEARNED != 0;
+    let learned = flow.is_learned();
     FlowEntry {
         direction,
         client: socket(arrives.source, arrives.source_port),
         vip: socket(arrives.destination, arrives.destination_port),
         snat: leaves.map(|key| socket(key.source, key.source_port)),
         backend: leaves.map(|key| socket(key.destination, key.destination_port)),
-        state: state_name(flow, half_open, now),
+        state: state_name(flow, now),
         marks: marks(flow),
         rung: flow.rung().into(),
-        next_hop: flow.hop,
-        device: device(flow.hop),
+        next_hop: flow.hop.into(),
+        device: device(flow.hop.into()),
         mss: flow.mss,
         packets: flow.packets,
         bytes: flow.payload_bytes(),
-        age_s: (!flow.is_tombstone()).then(|| seconds_since(flow.generation, now)),
+        age_s: (!flow.is_tombstone()).then(|| seconds_since(flow.opened_at(), now)),
         idle_s: seconds_since(flow.last_seen, now),
         attempt: flow.attempts,
-        generation: flow.generation,
+        generation: flow.generation(),
         learned_mac: learned.then(|| mac(flow.mac)),
         vlans: if learned { vlans(flow.tags) } else { Vec::new() },
-        service: flow.service,
-        backend_index: flow.backend,
+        service: flow.service.into(),
+        backend_index: flow.backend.into(),
     }
 }
 
-fn state_name<A: Address>(flow: &Flow<A>, half_open: bool, now: u64) -> &'static str {
+fn state_name<A: Address>(flow: &Flow<A>, now: u64) -> &'static str {
+    let half_open = !flow.is_established();
     // Whether a reverse entry has expired is told by its forward one.
-    let expired = half_open && flow.is_forward() && now.saturating_sub(flow.last_seen) > HALF_OPEN_TIMEOUT;
+    let expired = half_open && flow.is_forward() && now.saturating_sub(flow.last_seen) > HALF_OPEN_LIMIT;
     match (expired, flow.is_tombstone(), half_open) {
         (true, ..) => "expired",
         (_, true, _) => "tombstone",
         (_, _, true) => "half_open",
-        _ if is_closing(flow.state) => "closing",
+        _ if is_closing(flow.word) => "closing",
         _ => "established",
     }
 }
@@ -138,13 +137,9 @@ fn marks<A: Address>(flow: &Flow<A>) -> Vec<&'static str> {
         (state::BACKEND_FIN_FIRST, "backend_fin_first"),
         (state::RESET, "reset"),
         (state::CHALLENGED, "challenged"),
+        (mark::ANSWERED, "answered"),
     ];
-    let mut marks: Vec<_> =
-        names.iter().filter(|(bit, _)| flow.state & bit != 0).map(|(_, name)| *name).collect();
-    if flow.pin == flow.generation && flow.pin != 0 {
-        marks.push("answered");
-    }
-    marks
+    names.iter().filter(|(bit, _)| flow.word & bit != 0).map(|(_, name)| *name).collect()
 }
 
 /// A MAC address as people write it.

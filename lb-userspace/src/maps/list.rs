@@ -3,15 +3,13 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context as _, Result};
-use aya::Pod;
 use aya::maps::{MapData, MapType};
 use lb_common::tables::{Live, Opened, hop, names};
-use lb_common::{Flow, Key, V4, V6};
+use lb_common::{V4, V6};
 use serde::Serialize;
 
 use super::read::{Family, PinnedMaps};
 use super::{Context, Description, MAPS, View, next_hops, render, services, targets};
-use crate::datapath::batch;
 use crate::table::{bytes, left, or_dash, right};
 
 #[derive(Serialize)]
@@ -66,7 +64,7 @@ fn row(context: &Context<'_>, map: &Description) -> Result<MapRow> {
         key_bytes: info.key_size(),
         value_bytes: info.value_size(),
         capacity: info.max_entries(),
-        entries: entries(context, map, &data)
+        entries: entries(context, map)
             .with_context(|| format!("counting the entries of {}", map.name))?,
         memory_bytes: memory(&data),
     })
@@ -76,7 +74,6 @@ fn row(context: &Context<'_>, map: &Description) -> Result<MapRow> {
 fn kind_name(kind: MapType) -> &'static str {
     match kind {
         MapType::Hash => "hash",
-        MapType::LruHash => "lru_hash",
         MapType::LpmTrie => "lpm_trie",
         MapType::Array => "array",
         MapType::PerCpuArray => "percpu_array",
@@ -92,12 +89,12 @@ fn memory(map: &MapData) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
 }
 
-fn entries(context: &Context<'_>, map: &Description, data: &MapData) -> Result<u64> {
+fn entries(context: &Context<'_>, map: &Description) -> Result<u64> {
     let maps = context.maps;
     let v6 = map.name.ends_with('6');
     Ok(match map.view {
-        View::Flows | View::HalfOpen if v6 => count::<Key<V6>, Flow<V6>>(data)?,
-        View::Flows | View::HalfOpen => count::<Key<V4>, Flow<V4>>(data)?,
+        View::Flows if v6 => count::<V6>(context)?,
+        View::Flows => count::<V4>(context)?,
         View::Services if v6 => V6::services(maps)?.len() as u64,
         View::Services => V4::services(maps)?.len() as u64,
         View::Routes if v6 => V6::routes(maps)?.len() as u64,
@@ -126,8 +123,8 @@ fn entries(context: &Context<'_>, map: &Description, data: &MapData) -> Result<u
     })
 }
 
-fn count<K: Pod, V: Pod>(map: &MapData) -> Result<u64> {
+fn count<A: Family>(context: &Context<'_>) -> Result<u64> {
     let mut entries = 0;
-    batch::for_each::<K, V>(map, |_, _| entries += 1)?;
+    context.maps.flows::<A>()?.for_each(|_| entries += 1)?;
     Ok(entries)
 }

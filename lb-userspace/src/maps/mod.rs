@@ -37,7 +37,6 @@ use read::PinnedMaps;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum View {
     Flows,
-    HalfOpen,
     Services,
     Routes,
     Clusters,
@@ -67,10 +66,8 @@ const fn map(name: &'static str, view: View, holds: &'static str) -> Description
 
 /// All pinned maps.
 const MAPS: &[Description] = &[
-    map(names::FLOWS4, View::Flows, "established IPv4 flows, an entry for each direction"),
-    map(names::FLOWS6, View::Flows, "established IPv6 flows, an entry for each direction"),
-    map(names::HALF4, View::HalfOpen, "IPv4 handshakes under way, and SYNs left to the proxy"),
-    map(names::HALF6, View::HalfOpen, "IPv6 handshakes under way, and SYNs left to the proxy"),
+    map(names::FLOWS4, View::Flows, "IPv4 flows, an entry for each direction, and SYNs left to the proxy"),
+    map(names::FLOWS6, View::Flows, "IPv6 flows, an entry for each direction, and SYNs left to the proxy"),
     map(names::SERVICES4, View::Services, "IPv4 addresses that clients connect to"),
     map(names::SERVICES6, View::Services, "IPv6 addresses that clients connect to"),
     map(names::ROUTES4, View::Routes, "routes back to IPv4 clients"),
@@ -92,9 +89,8 @@ const MAPS: &[Description] = &[
 /// Other names: of a pair of maps, and of some that people call otherwise.
 const ALIASES: &[(&str, View)] = &[
     ("FLOWS", View::Flows),
-    ("HALF", View::HalfOpen),
-    ("HALF_OPEN", View::HalfOpen),
-    ("TOMBSTONES", View::HalfOpen),
+    ("HALF_OPEN", View::Flows),
+    ("TOMBSTONES", View::Flows),
     ("SERVICES", View::Services),
     ("LISTENERS", View::Services),
     ("ROUTES", View::Routes),
@@ -137,14 +133,13 @@ pub fn dump(pins: &Pins, name: &str, json: bool) -> Result<String> {
     let has = |name: &str| wanted.iter().any(|map| map.name == name);
     let context = Context::new(maps)?;
     match view {
-        View::Flows | View::HalfOpen => {
-            let half = view == View::HalfOpen;
+        View::Flows => {
             let mut rows = Vec::new();
-            if has(names::FLOWS4) || has(names::HALF4) {
-                rows.extend(flow_entries::read::<V4>(&context, half)?);
+            if has(names::FLOWS4) {
+                rows.extend(flow_entries::read::<V4>(&context)?);
             }
-            if has(names::FLOWS6) || has(names::HALF6) {
-                rows.extend(flow_entries::read::<V6>(&context, half)?);
+            if has(names::FLOWS6) {
+                rows.extend(flow_entries::read::<V6>(&context)?);
             }
             flow_entries::render(&rows, json)
         }

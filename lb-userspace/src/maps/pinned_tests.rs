@@ -67,7 +67,7 @@ fn pinned_maps_are_listed_dumped_and_explained() {
     bpffs::prepare(Path::new(&root)).unwrap();
     let pinned = Pinned(Pins::new(Path::new(&root)));
     let pins = &pinned.0;
-    let mut kernel = Kernel::new(object::load(1000, Some(pins)).unwrap()).unwrap();
+    let mut kernel = Kernel::new(object::load(1000, 7, Some(pins)).unwrap()).unwrap();
 
     let described: BTreeSet<String> = MAPS.iter().map(|map| map.name.to_owned()).collect();
     let there = std::fs::read_dir(pins.maps())

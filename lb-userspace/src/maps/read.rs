@@ -8,10 +8,11 @@ use anyhow::{Context, Result, bail};
 use aya::Pod;
 use aya::maps::lpm_trie::Key as RouteKey;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
-use lb_common::tables::{Service, ServiceKey, names};
-use lb_common::{Address, Flow, Key, V4, V6};
+use lb_common::tables::{Service, ServiceKey, Settings, names};
+use lb_common::{Address, V4, V6};
 
 use crate::datapath::batch;
+use crate::datapath::flow_table::FlowTable;
 use crate::datapath::kernel::monotonic_now;
 use crate::datapath::mapped::Mapped;
 use crate::datapath::object::Pins;
@@ -73,35 +74,23 @@ impl<'p> PinnedMaps<'p> {
         array.iter().map(|values| values.map(|values| values.to_vec()).with_context(reading)).collect()
     }
 
-    /// The established flows' entries.
-    pub fn established<A: Family>(&self) -> Result<Vec<(Key<A>, Flow<A>)>> {
-        A::flow_entries(&self.data(A::FLOWS)?)
-    }
-
-    /// The half-open flows' entries, and tombstones.
-    pub fn half_open<A: Family>(&self) -> Result<Vec<(Key<A>, Flow<A>)>> {
-        A::flow_entries(&self.data(A::HALF_OPEN)?)
+    /// A flow table.
+    pub fn flows<A: Family>(&self) -> Result<FlowTable<A>> {
+        FlowTable::new(self.data(A::FLOWS)?, self.mapped::<Settings>(names::SETTINGS)?.get(0).seed)
     }
 }
 
 /// All connections in the maps, of both families. The proxy's are not among them: the agent alone knows those.
 pub fn flows(pins: &Pins) -> Result<Vec<FlowRow>> {
     let maps = PinnedMaps::open(pins)?;
-    let mut rows = family_flows::<V4>(maps)?;
-    rows.extend(family_flows::<V6>(maps)?);
+    let mut rows = pair_flows(maps.flows::<V4>()?.entries()?, monotonic_now());
+    rows.extend(pair_flows(maps.flows::<V6>()?.entries()?, monotonic_now()));
     Ok(rows)
-}
-
-fn family_flows<A: Family>(maps: PinnedMaps<'_>) -> Result<Vec<FlowRow>> {
-    let half_open = maps.half_open::<A>()?;
-    let established = maps.established::<A>()?;
-    Ok(pair_flows(established, half_open, monotonic_now()))
 }
 
 /// Typed access to the maps of one address family.
 pub trait Family: Address + Pod + Hash + Into<IpAddr> {
     const FLOWS: &str;
-    const HALF_OPEN: &str;
     const SERVICES: &str;
     const ROUTES: &str;
     /// Index into `LIVE`.
@@ -109,10 +98,6 @@ pub trait Family: Address + Pod + Hash + Into<IpAddr> {
     /// The name in output.
     const NAME: &str;
 
-    /// All entries of a map of flows.
-    fn flow_entries(map: &MapData) -> Result<Vec<(Key<Self>, Flow<Self>)>>;
-    /// One entry of such a map.
-    fn flow(maps: PinnedMaps<'_>, name: &str, key: &Key<Self>) -> Result<Option<Flow<Self>>>;
     /// All served addresses.
     fn services(maps: PinnedMaps<'_>) -> Result<Vec<(ServiceKey<Self>, Service)>>;
     /// What is served at an address.
@@ -133,24 +118,13 @@ pub(crate) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>> {
 }
 
 macro_rules! family {
-    ($address:ty, $flows:ident, $half_open:ident, $services:ident, $routes:ident, $index:literal, $name:literal) => {
+    ($address:ty, $flows:ident, $services:ident, $routes:ident, $index:literal, $name:literal) => {
         impl Family for $address {
             const FLOWS: &str = names::$flows;
-            const HALF_OPEN: &str = names::$half_open;
             const SERVICES: &str = names::$services;
             const ROUTES: &str = names::$routes;
             const INDEX: u32 = $index;
             const NAME: &str = $name;
-
-            fn flow_entries(map: &MapData) -> Result<Vec<(Key<Self>, Flow<Self>)>> {
-                let mut entries = Vec::new();
-                batch::for_each(map, |key, flow| entries.push((*key, *flow)))?;
-                Ok(entries)
-            }
-
-            fn flow(maps: PinnedMaps<'_>, name: &str, key: &Key<Self>) -> Result<Option<Flow<Self>>> {
-                found(maps.typed::<HashMap<_, Key<Self>, Flow<Self>>>(name)?.get(key, 0))
-            }
 
             fn services(maps: PinnedMaps<'_>) -> Result<Vec<(ServiceKey<Self>, Service)>> {
                 let mut entries = Vec::new();
@@ -183,5 +157,5 @@ macro_rules! family {
         }
     };
 }
-family!(V4, FLOWS4, HALF4, SERVICES4, ROUTES4, 0, "ipv4");
-family!(V6, FLOWS6, HALF6, SERVICES6, ROUTES6, 1, "ipv6");
+family!(V4, FLOWS4, SERVICES4, ROUTES4, 0, "ipv4");
+family!(V6, FLOWS6, SERVICES6, ROUTES6, 1, "ipv6");

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
-use lb_common::tables::{Backend, Opened, Settings, backend, names};
+use lb_common::tables::{Backend, Opened, PORTS_A_VALUE, Settings, backend, names};
 use serde::Serialize;
 
 use super::{Context, address_of_words, backend_address, ranges, render};
@@ -136,8 +136,10 @@ struct PortRange {
 }
 
 pub(super) fn snat_ports(context: &Context<'_>, json: bool) -> Result<String> {
-    let ports = context.maps.array::<u16>(names::SNAT_PORTS, port_count(context)?)?;
-    let ports = ports.into_iter().map(|port| u16::from_be(port) as u32).collect();
+    let count = port_count(context)?;
+    let values = context.maps.array::<[u16; 4]>(names::SNAT_PORTS, count.div_ceil(PORTS_A_VALUE))?;
+    let ports = values.into_iter().flatten().take(count as usize);
+    let ports = ports.map(|port| u16::from_be(port) as u32).collect();
     let row = |(first, last)| PortRange { first, last, ports: last - first + 1 };
     let rows: Vec<PortRange> = ranges(ports).into_iter().map(row).collect();
     render(&rows, json, [right("FIRST"), right("LAST"), right("PORTS")], |row| {

@@ -122,8 +122,8 @@ impl Lockstep {
     /// Panics if the flow tables are not the same.
     pub(crate) fn compare_tables(&self) {
         let (ebpf, host) = (&self.bed.ebpf, &self.host);
-        let v4 = maps::differences(ebpf, names::FLOWS4, names::HALF4, &host.v4).expect("readable maps");
-        let v6 = maps::differences(ebpf, names::FLOWS6, names::HALF6, &host.v6).expect("readable maps");
+        let v4 = maps::differences(ebpf, names::FLOWS4, &host.v4).expect("readable maps");
+        let v6 = maps::differences(ebpf, names::FLOWS6, &host.v6).expect("readable maps");
         let differences = [v4, v6].concat();
         assert!(
             differences.is_empty(),

@@ -11,7 +11,7 @@ const MAX_STACK: u32 = 512;
 
 #[test]
 fn statistics() {
-    let ebpf = object::load(1024, None).expect("the kernel loads the programs (needs root)").ebpf;
+    let ebpf = object::load(1024, 0, None).expect("the kernel loads the programs (needs root)").ebpf;
     let stacks = verifier::stacks(object::OBJECT).unwrap();
     let mut rows = Vec::new();
     for (name, program) in ebpf.programs() {

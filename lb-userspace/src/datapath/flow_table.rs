@@ -1,0 +1,221 @@
+//! The flow tables as the agent sees them: mapped, so that a listing or a sweep costs no system call for each entry.
+//!
+//! Pages of a mapping count as memory of the process, so not all of a table is mapped at once.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::os::fd::AsFd as _;
+use std::ptr::NonNull;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::MapData;
+use lb_common::table::{self, FlowSet, Place, SetRef, WAYS};
+use lb_common::{Address, Flow, FlowRef, Key};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Bytes of a window are a multiple of this: whole pages, and whole sets of either family.
+const UNIT: usize = 3 << 12;
+/// Windows for a pass over the whole table: 12 MiB.
+const PASS: usize = UNIT << 10;
+/// Windows for a look at one set: 48 KiB.
+const LOOK: usize = UNIT << 2;
+
+/// A flow table.
+pub struct FlowTable<A> {
+    map: MapData,
+    sets: u32,
+    seed: u64,
+    family: PhantomData<A>,
+}
+
+impl<A: Address> FlowTable<A> {
+    /// The table of a map, which hashes with `seed`.
+    pub fn new(map: MapData, seed: u64) -> Result<Self> {
+        const { assert!(UNIT.is_multiple_of(size_of::<FlowSet<A>>())) };
+        let info = map.info()?;
+        ensure!(
+            info.value_size() as usize == size_of::<FlowSet<A>>(),
+            "map {} holds values of {} bytes, not sets of flows",
+            info.name_as_str().unwrap_or_default(),
+            info.value_size()
+        );
+        Ok(Self { sets: info.max_entries(), map, seed, family: PhantomData })
+    }
+
+    /// Number of sets.
+    pub fn sets(&self) -> u32 {
+        self.sets
+    }
+
+    /// A copy of a set.
+    pub fn set(&self, index: u32) -> Result<FlowSet<A>> {
+        ensure!(index < self.sets, "set {index} of {}", self.sets);
+        let sets = (UNIT / size_of::<FlowSet<A>>()) as u32;
+        let window = Window::<A>::new(self, index / sets * sets, sets)?;
+        // SAFETY: inside the mapping; any bits are a set.
+        Ok(unsafe { window.at(index).as_ptr().read_volatile() })
+    }
+
+    /// Flows that it is for.
+    pub fn max_flows(&self) -> u32 {
+        table::max_flows(self.sets)
+    }
+
+    /// Kernel memory, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.sets as u64 * size_of::<FlowSet<A>>() as u64
+    }
+
+    /// Calls `visit` with a copy of each entry. Those that come or go meanwhile may be seen or not.
+    pub fn for_each(&self, mut visit: impl FnMut(&Flow<A>)) -> Result<()> {
+        let sets = (PASS / size_of::<FlowSet<A>>()) as u32;
+        let mut first = 0;
+        while first < self.sets {
+            let window = Window::<A>::new(self, first, sets)?;
+            for index in first..self.sets.min(first + sets) {
+                let set = window.set(index);
+                if set.is_empty() {
+                    continue;
+                }
+                for way in 0..WAYS {
+                    if let Some(flow) = set.flow(way).and_then(copy) {
+                        visit(&flow);
+                    }
+                }
+            }
+            first += sets;
+        }
+        Ok(())
+    }
+
+    /// A copy of each entry.
+    pub fn entries(&self) -> Result<Vec<Flow<A>>> {
+        let mut entries = Vec::new();
+        self.for_each(|flow| entries.push(*flow))?;
+        Ok(entries)
+    }
+
+    /// For looking at single entries.
+    pub fn look(&self) -> Look<'_, A> {
+        Look { table: self, windows: RefCell::default() }
+    }
+}
+
+/// Access to single entries of a table. Keeps mapped what was looked at.
+pub struct Look<'t, A> {
+    table: &'t FlowTable<A>,
+    windows: RefCell<BTreeMap<u32, Box<Window<A>>>>,
+}
+
+impl<A: Address> Look<'_, A> {
+    /// The entry of a key, as it is now.
+    pub fn find(&self, key: &Key<A>) -> Result<Option<Flow<A>>> {
+        self.reach(key)?;
+        let FlowTable { sets, seed, .. } = *self.table;
+        Ok(table::find_in(key, seed, sets, |index| self.mapped(index)).and_then(copy))
+    }
+
+    /// Takes an entry out, if its state is still that of `flow`; whether it was.
+    pub fn remove(&self, flow: &Flow<A>) -> Result<bool> {
+        self.reach(&flow.key)?;
+        let FlowTable { sets, seed, .. } = *self.table;
+        Ok(table::remove_in(&flow.key, flow.word, u64::MAX, seed, sets, |index| self.mapped(index)))
+    }
+
+    /// Puts an entry into a table that nobody else uses yet; whether there was room.
+    pub fn insert(&self, flow: &Flow<A>) -> Result<bool> {
+        self.reach(&flow.key)?;
+        let FlowTable { sets, seed, .. } = *self.table;
+        let mut flow = *flow;
+        Ok(table::insert_alone(FlowRef::from_mut(&mut flow), seed, sets, |index| self.mapped(index)))
+    }
+
+    /// Maps both sets of a key.
+    fn reach(&self, key: &Key<A>) -> Result<()> {
+        let place = Place::of(key, self.table.seed, self.table.sets);
+        self.map(place.first)?;
+        self.map(place.second(self.table.sets))
+    }
+
+    fn map(&self, set: u32) -> Result<()> {
+        let sets = (LOOK / size_of::<FlowSet<A>>()) as u32;
+        let mut windows = self.windows.borrow_mut();
+        if let std::collections::btree_map::Entry::Vacant(vacant) = windows.entry(set / sets) {
+            vacant.insert(Box::new(Window::new(self.table, set / sets * sets, sets)?));
+        }
+        Ok(())
+    }
+
+    fn mapped(&self, set: u32) -> Option<SetRef<'_, A>> {
+        let sets = (LOOK / size_of::<FlowSet<A>>()) as u32;
+        let windows = self.windows.borrow();
+        let window: *const Window<A> = &raw const **windows.get(&(set / sets))?;
+        // SAFETY: windows are boxed and never taken out as long as `self` lives.
+        Some(unsafe { &*window }.set(set))
+    }
+}
+
+/// A consistent copy of an entry; `None`: there is none.
+fn copy<A: Address>(flow: FlowRef<'_, A>) -> Option<Flow<A>> {
+    if flow.seen() == 0 {
+        return None;
+    }
+    let copy = *flow.get();
+    // Its state may have moved on, but it must be the same entry.
+    (flow.is_current() && copy.generation() == flow.generation()).then_some(copy)
+}
+
+/// Some sets of a table, mapped.
+struct Window<A> {
+    base: NonNull<u8>,
+    bytes: usize,
+    first: u32,
+    family: PhantomData<A>,
+}
+
+// SAFETY: memory shared with the kernel, which belongs to no thread; all access is volatile or atomic.
+unsafe impl<A> Send for Window<A> {}
+
+impl<A: Address> Window<A> {
+    /// At most `sets` sets from `first`, which begins a unit.
+    fn new(table: &FlowTable<A>, first: u32, sets: u32) -> Result<Self> {
+        let sets = sets.min(table.sets - first);
+        let page = rustix::param::page_size();
+        let bytes = (sets as usize * size_of::<FlowSet<A>>()).next_multiple_of(page);
+        let offset = first as u64 * size_of::<FlowSet<A>>() as u64;
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let base = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                table.map.fd().as_fd(),
+                offset,
+            )
+        }
+        .context("mapping a flow table")?;
+        let base = NonNull::new(base.cast()).context("mapping a flow table")?;
+        Ok(Self { base, bytes, first, family: PhantomData })
+    }
+
+    fn at(&self, index: u32) -> NonNull<FlowSet<A>> {
+        let offset = (index - self.first) as usize * size_of::<FlowSet<A>>();
+        assert!(offset + size_of::<FlowSet<A>>() <= self.bytes, "set {index} outside of its window");
+        // SAFETY: inside the mapping.
+        unsafe { self.base.add(offset).cast() }
+    }
+
+    fn set(&self, index: u32) -> SetRef<'_, A> {
+        // SAFETY: inside the mapping, which lives as long as `self`; everybody reaches sets by `SetRef`s.
+        unsafe { SetRef::new(self.at(index)) }
+    }
+}
+
+impl<A> Drop for Window<A> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`, to which no reference outlives `self`.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
