@@ -342,6 +342,12 @@ impl<A: Address + std::hash::Hash> FamilyTables<A> {
         self.flows.entries().into_iter().filter(|flow| !flow.is_established()).collect()
     }
 
+    /// A copy of the flow table.
+    pub fn sets(&self) -> Vec<FlowSet<A>> {
+        // SAFETY: read in tests that have stopped writing.
+        self.flows.0.iter().map(|cell| unsafe { *cell.get() }).collect()
+    }
+
     /// An empty flow table for so many flows.
     pub fn resize(&mut self, max_flows: u32) {
         self.flows = FlowTable::new(sets(max_flows));

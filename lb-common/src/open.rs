@@ -8,7 +8,7 @@ use crate::flow::{FlowRef, Key, generation_at, mark};
 use crate::half_open;
 use crate::parse::{Segment, TCP};
 use crate::reason::Reason;
-use crate::table::{self, which};
+use crate::table::{self, inserted, which};
 use crate::tables::{NextHop, Service, ServiceKey, Step, Tables, backend, hop, service};
 use crate::work::Work;
 
@@ -369,7 +369,7 @@ pub fn reserve_port<A: Address, T: Tables<A>>(tables: &T) -> u32 {
         reverse.key.destination = address;
         reverse.key.destination_port = port;
         reverse.set_deltas();
-        if tables.insert(which::REVERSE) != 0 {
+        if tables.insert(which::REVERSE) == inserted::DONE {
             tables.note(Step::Port(port, probe as u32));
             return 1;
         }
@@ -408,7 +408,7 @@ fn publish<'t, A: Address, T: Tables<A>>(
             let answered = old.seen() & mark::ANSWERED != 0 && request.attempts > 0;
             !answered && table::replace(tables, old, entry)
         }
-        None => tables.insert(which::FORWARD) != 0,
+        None => tables.insert(which::FORWARD) == inserted::DONE,
     };
     if !published {
         give_back(tables, work);
@@ -434,9 +434,10 @@ fn pass_up<'t, A: Address, T: Tables<A>>(
     forward.key = segment.key;
     let tombstone = FlowRef::from_mut(forward);
     // Without room for it the SYN goes up all the same; only its repetition might not.
-    let _ = match old {
+    let marked = match old {
         Some(old) => table::replace(tables, old, tombstone),
-        None => tables.insert(which::FORWARD) != 0,
+        None => tables.insert(which::FORWARD) != inserted::TAKEN,
     };
-    Verdict::pass(reason)
+    // Another copy of it may be on its way to a backend.
+    if marked { Verdict::pass(reason) } else { Verdict::drop(Reason::SYN_RACED) }
 }

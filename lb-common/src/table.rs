@@ -395,27 +395,38 @@ pub mod which {
     pub const EVICT: u32 = 2;
 }
 
+/// What [`Tables::insert`] came to, and [`Tables::settle`].
+pub mod inserted {
+    /// Not: the key is there, or somebody is about to put it there.
+    pub const TAKEN: u32 = 0;
+    /// It is in the table.
+    pub const DONE: u32 = 1;
+    /// Not: there is no room.
+    pub const FULL: u32 = 2;
+}
+
 #[inline(always)]
 fn chosen<A: Address>(work: &Work<A>, which: u32) -> FlowRef<'_, A> {
     let part = if which & which::REVERSE == 0 { &work.forward } else { &work.reverse };
     FlowRef::from_mut(part.get_mut())
 }
 
-/// What [`Tables::insert`] does: puts a copy of an entry of the work room into the table unless its key is there; 1 if it
-/// did. Where there is no room the entry that is missed least gives way, see [`rank`].
+/// What [`Tables::insert`] does: puts a copy of an entry of the work room into the table unless its key is there; see
+/// [`inserted`]. Where there is no room the entry that is missed least gives way, see [`rank`].
 #[inline(always)]
 pub fn insert<A: Address, T: Tables<A>>(tables: &T, which: u32) -> u32 {
-    let Some(work) = tables.work() else { return 0 };
+    use inserted::{FULL, TAKEN};
+    let Some(work) = tables.work() else { return FULL };
     let sets = tables.flow_sets();
     let flow = chosen(work, which).get();
     let place = Place::of(&flow.key, tables.seed(), sets);
     tables.between();
-    let Some(first) = tables.flow_set(place.first) else { return 0 };
+    let Some(first) = tables.flow_set(place.first) else { return FULL };
     let in_first = first.flow(first.way(place.tag));
     if let Some(other) = in_first
         && other.may_have(&flow.key)
     {
-        return 0;
+        return TAKEN;
     }
     let (strays, used) = (first.strays(), first.used());
     // The common case: one set is all there is to look at.
@@ -423,12 +434,12 @@ pub fn insert<A: Address, T: Tables<A>>(tables: &T, which: u32) -> u32 {
         return tables.settle(place.first, place.tag as u32, which);
     }
     let second_index = place.second(sets);
-    let Some(second) = tables.flow_set(second_index) else { return 0 };
+    let Some(second) = tables.flow_set(second_index) else { return FULL };
     let in_second = second.flow(second.way(place.tag | 1));
     if let Some(other) = in_second
         && other.may_have(&flow.key)
     {
-        return 0;
+        return TAKEN;
     }
     let second_is_better = used >= PREFERRED && used > second.used();
     // First a free way in either set, then one in either that is made free.
@@ -439,20 +450,21 @@ pub fn insert<A: Address, T: Tables<A>>(tables: &T, which: u32) -> u32 {
         if usable {
             let index = if use_second { second_index } else { place.first };
             let how = which | if turn < 2 { 0 } else { which::EVICT };
-            if tables.settle(index, place.tag as u32 | use_second as u32, how) != 0 {
-                return 1;
+            let settled = tables.settle(index, place.tag as u32 | use_second as u32, how);
+            if settled != FULL {
+                return settled;
             }
         }
         turn += 1;
     }
-    0
+    FULL
 }
 
 /// What [`Tables::settle`] does: writes a copy of an entry of the work room into a way of this set, a free one or that of
-/// another entry; 1 if there is one, and nobody else has put the same key into the table meanwhile.
+/// another entry, unless there is none, or somebody else puts the same key into the table; see [`inserted`].
 #[inline(always)]
 pub fn settle<A: Address, T: Tables<A>>(tables: &T, index: u32, tag: u32, how: u32) -> u32 {
-    let (Some(set), Some(work)) = (tables.flow_set(index), tables.work()) else { return 0 };
+    let (Some(set), Some(work)) = (tables.flow_set(index), tables.work()) else { return inserted::FULL };
     let flow = chosen(work, how);
     let tag = tag as u64;
     let way = if how & which::EVICT == 0 {
@@ -460,7 +472,7 @@ pub fn settle<A: Address, T: Tables<A>>(tables: &T, index: u32, tag: u32, how: u
     } else {
         evict(tables, set, tag, work.env.get().now)
     };
-    let Some(room) = set.room(way) else { return 0 };
+    let Some(room) = set.room(way) else { return inserted::FULL };
     let is_stray = tag & 1 != 0;
     let sets = tables.flow_sets();
     let place = Place::of(&flow.get().key, tables.seed(), sets);
@@ -473,11 +485,11 @@ pub fn settle<A: Address, T: Tables<A>>(tables: &T, index: u32, tag: u32, how: u
             first.add_strays(false);
         }
         set.free_way(way);
-        return 0;
+        return inserted::TAKEN;
     }
     tables.between();
     room.publish(flow, tables.has_ordered_stores());
-    1
+    inserted::DONE
 }
 
 /// Whether another way than this one, which was just taken, has the tag of the same key in either set.

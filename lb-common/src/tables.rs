@@ -329,8 +329,7 @@ pub trait Tables<A: Address> {
     fn reserve_port(&self) -> u32;
     /// [`crate::off_path::finish`]: what is left to do then, whether there was one.
     fn finish(&self, how: u32) -> off_path::Code;
-    /// [`crate::table::insert`]: an entry of the work room, see [`crate::table::which`]; 1 if it is in the table now. For the
-    /// same reason a function.
+    /// [`crate::table::insert`]: an entry of the work room, see [`crate::table::which`]. For the same reason a function.
     fn insert(&self, which: u32) -> u32;
     /// [`crate::table::settle`]. For the same reason a function.
     fn settle(&self, set: u32, tag: u32, how: u32) -> u32;

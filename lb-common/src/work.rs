@@ -52,6 +52,13 @@ impl<A: Address> Work<A> {
         *self.env.get_mut() = *env;
     }
 
+    /// Puts an entry in, for tests of the table.
+    #[cfg(feature = "user")]
+    pub fn set(&self, env: &Env, forward: &Flow<A>) {
+        *self.env.get_mut() = *env;
+        *self.forward.get_mut() = *forward;
+    }
+
     /// Asks for a backend of that service, for a first attempt.
     #[inline(always)]
     pub(crate) fn ask(&self, service: Service) {

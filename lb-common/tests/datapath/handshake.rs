@@ -6,7 +6,8 @@ use lb_common::balance::policy::{MAGLEV, RANDOM, ROUND_ROBIN, SOURCE_IP};
 use lb_common::host_packets::PacketBuilder;
 use lb_common::host_scenario::{client, vip};
 use lb_common::tcp::flags::{ACK, FIN, RST, SYN};
-use lb_common::{Reason, Tables, V4};
+use lb_common::table;
+use lb_common::{Reason, V4};
 
 fn worlds(backends: u32) -> impl Iterator<Item = (World, bool)> {
     RUNGS.into_iter().flat_map(move |rung| BOTH.map(|v6| (World::new(rung, ROUND_ROBIN, backends), v6)))
@@ -292,8 +293,8 @@ fn an_evicted_half_leaves_nothing_half_open() {
         let world = World::new(rung, ROUND_ROBIN, 2);
         let connection = world.open(client(false, 1), 10, Reason::NEW_FLOW);
         world.answer(&connection);
-        let (reverse, _) = entry(&world, true);
-        world.tables.v4.evict_half_open(&reverse);
+        let reverse = entry(&world, true).key;
+        world.tables.evict_half_open(&reverse);
         world.on_client_side(&connection.of_client()).left(Reason::ABANDONED);
         assert_eq!(world.established(false), 0);
         // A new SYN starts anew.
@@ -304,7 +305,7 @@ fn an_evicted_half_leaves_nothing_half_open() {
         world.tables.settings.snat_ports = 1;
         let connection = world.open(client(false, 1), 10, Reason::NEW_FLOW);
         world.answer(&connection);
-        world.tables.v4.evict_half_open(&entry(&world, true).0);
+        world.tables.evict_half_open(&entry(&world, true).key);
         let other = world.open(client(false, 2), 10, Reason::NEW_FLOW);
         assert_eq!(connection.snat, other.snat);
         world.on_client_side(&connection.of_client()).left(Reason::ABANDONED);
@@ -314,20 +315,20 @@ fn an_evicted_half_leaves_nothing_half_open() {
         // The forward entry went: so does the backend's answer.
         let world = World::new(rung, ROUND_ROBIN, 2);
         let connection = world.open(client(false, 1), 10, Reason::NEW_FLOW);
-        let (forward, _) = entry(&world, false);
-        world.tables.v4.evict_half_open(&forward);
+        let forward = entry(&world, false).key;
+        world.tables.evict_half_open(&forward);
         world.on_backend_side(&connection.of_backend().flags(SYN).seq(0)).left(Reason::ABANDONED);
         world.on_client_side(&connection.of_client()).left(Reason::NO_FLOW);
         world.connect(client(false, 1), 10);
     }
 }
 
-fn entry(world: &World, reverse: bool) -> (lb_common::Key<V4>, lb_common::Flow<V4>) {
+fn entry(world: &World, reverse: bool) -> lb_common::Flow<V4> {
     let entries = world.tables.v4.half_open_entries();
-    entries.into_iter().find(|(_, flow)| flow.is_forward() != reverse).expect("such an entry")
+    entries.into_iter().find(|flow| flow.is_forward() != reverse).expect("such an entry")
 }
 
-/// The reverse entry is reserved in the half-open map, but not where an established flow has it.
+/// The reverse entry is reserved, but not where another flow, half-open or established, has it.
 #[test]
 fn a_port_belongs_to_one_flow() {
     for rung in RUNGS {
@@ -338,7 +339,7 @@ fn a_port_belongs_to_one_flow() {
         assert_ne!(first.snat, second.snat);
         let third = client_packet(client(false, 3)).flags(SYN).seq(10);
         world.on_client_side(&third).left(Reason::NO_PORT);
-        assert!(Tables::<V4>::half_open(&world.tables, &entry(&world, true).0).is_some());
+        assert!(table::find(&world.tables, &entry(&world, true).key).is_some());
         assert_eq!(world.half_open(false), 3, "two entries of the second, the tombstone of the third");
     }
 }

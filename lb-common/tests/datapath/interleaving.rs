@@ -3,6 +3,7 @@
 //! under random schedules.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -14,10 +15,11 @@ use lb_common::host_scenario::{BACKEND_SIDE, CLIENT_SIDE, client, vip};
 use lb_common::off_path;
 use lb_common::open;
 use lb_common::reason::Fate;
+use lb_common::table::{self, SetRef};
 use lb_common::tables::{Backend, NextHop, Service, ServiceKey, Settings, Window};
 use lb_common::tcp::flags::{ACK, FIN, SYN};
 use lb_common::work::Work;
-use lb_common::{FlowRef, Key, Reason, Rung, Tables, V4, V6};
+use lb_common::{Flow, Reason, Rung, Tables, V4, V6};
 use proptest::prelude::*;
 
 use crate::world::{BOTH, Connection, World, client_packet};
@@ -114,26 +116,32 @@ impl Interleaved<'_> {
 macro_rules! interleaved {
     ($address:ty) => {
         impl Tables<$address> for Interleaved<'_> {
-            fn established(&self, key: &Key<$address>) -> Option<FlowRef<'_, $address>> {
-                self.inner::<$address>().established(key)
+            fn flow_sets(&self) -> u32 {
+                Tables::<$address>::flow_sets(self.tables)
             }
-            fn half_open(&self, key: &Key<$address>) -> Option<FlowRef<'_, $address>> {
-                self.inner::<$address>().half_open(key)
+            fn seed(&self) -> u64 {
+                Tables::<$address>::seed(self.tables)
             }
-            fn insert_established(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
-                self.inner::<$address>().insert_established(key, flow)
+            fn flow_set(&self, index: u32) -> Option<SetRef<'_, $address>> {
+                self.inner::<$address>().flow_set(index)
             }
-            fn insert_half_open(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
-                self.inner::<$address>().insert_half_open(key, flow)
+            fn has_ordered_stores(&self) -> bool {
+                Tables::<$address>::has_ordered_stores(self.tables)
             }
-            fn replace_half_open(&self, key: &Key<$address>, flow: FlowRef<'_, $address>) -> bool {
-                self.inner::<$address>().replace_half_open(key, flow)
+            fn between(&self) {
+                (self.before)();
             }
-            fn remove_established(&self, key: &Key<$address>) {
-                self.inner::<$address>().remove_established(key)
+            fn count_closed(&self) {
+                Tables::<$address>::count_closed(self.inner::<$address>());
             }
-            fn remove_half_open(&self, key: &Key<$address>) {
-                self.inner::<$address>().remove_half_open(key)
+            fn finish(&self, how: u32) -> off_path::Code {
+                off_path::finish::<$address, _>(self, how)
+            }
+            fn insert(&self, which: u32) -> u32 {
+                table::insert::<$address, _>(self, which)
+            }
+            fn settle(&self, set: u32, tag: u32, how: u32) -> u32 {
+                table::settle::<$address, _>(self, set, tag, how)
             }
             fn live(&self) -> u64 {
                 Tables::<$address>::live(self.inner::<$address>())
@@ -182,8 +190,8 @@ macro_rules! interleaved {
             fn handle_off_path(&self) -> off_path::Code {
                 off_path::handle::<$address, _>(self)
             }
-            fn open(&self) -> off_path::Code {
-                off_path::open::<$address, _>(self)
+            fn open(&self, fresh: u32) -> off_path::Code {
+                off_path::open::<$address, _>(self, fresh)
             }
             fn choose(&self) -> u32 {
                 open::choose::<$address, _>(self)
@@ -299,24 +307,22 @@ impl Drop for Told {
 fn check_pairs(world: &World) {
     let established = world.tables.v4.established_entries();
     let half_open = world.tables.v4.half_open_entries();
-    for (key, flow) in &established {
-        let of_peer = |entries: &[(Key<V4>, lb_common::Flow<V4>)]| {
-            entries.iter().find(|(key, _)| *key == flow.out.reversed()).map(|(_, peer)| *peer)
-        };
-        if flow.is_forward() {
-            let peer = of_peer(&established).expect("a reverse entry");
-            assert_eq!(peer.generation, flow.generation);
-            assert_eq!(peer.out.reversed(), *key);
-        }
+    let peer = |entries: &[Flow<V4>], flow: &Flow<V4>| {
+        *entries.iter().find(|peer| peer.key == flow.out.reversed()).expect("a reverse entry")
+    };
+    for flow in established.iter().filter(|flow| flow.is_forward()) {
+        let peer = peer(&established, flow);
+        assert_eq!(peer.generation(), flow.generation());
+        assert_eq!(peer.out.reversed(), flow.key);
     }
-    for (key, flow) in half_open.iter().filter(|(_, flow)| flow.is_forward() && !flow.is_tombstone()) {
-        let reverse = half_open.iter().find(|(key, _)| *key == flow.out.reversed());
-        let (reverse_key, reverse) = reverse.expect("a reverse entry");
-        assert_eq!(reverse.generation, flow.generation);
-        assert_eq!(reverse.out.reversed(), *key);
-        assert!(!established.iter().any(|(key, _)| key == reverse_key), "two flows own one port");
+    for flow in half_open.iter().filter(|flow| flow.is_forward() && !flow.is_tombstone()) {
+        let peer = peer(&half_open, flow);
+        assert_eq!(peer.generation(), flow.generation());
+        assert_eq!(peer.out.reversed(), flow.key);
     }
-    assert_eq!(world.live(false), established.iter().filter(|(_, flow)| !flow.is_forward()).count() as u64);
+    let keys: HashSet<_> = established.iter().chain(&half_open).map(|flow| flow.key).collect();
+    assert_eq!(keys.len(), established.len() + half_open.len(), "two entries with one key");
+    assert_eq!(world.live(false), established.iter().filter(|flow| !flow.is_forward()).count() as u64);
 }
 
 fn world(backends: u32) -> World {
@@ -351,9 +357,10 @@ fn current(world: &World, n: u16, isn: u32) -> Connection {
     let entries = world.tables.v4.half_open_entries();
     let SocketAddr::V4(address) = client(false, n) else { unreachable!("an IPv4 client") };
     let client_port = address.port().to_be();
-    let (_, flow) = entries
+    let flow = entries
         .iter()
-        .find(|(key, flow)| {
+        .find(|flow| {
+            let key = flow.key;
             flow.is_forward() && key.source == V4::from(*address.ip()) && key.source_port == client_port
         })
         .expect("a half-open entry");
@@ -418,7 +425,7 @@ fn copies_of_a_first_syn_count_as_one_attempt() {
         packets: &|_| vec![syn(1, 7), syn(1, 7)],
         check: &|world, outcomes| {
             let sent = outcomes.iter().filter(|outcome| outcome.fate() == Fate::Forwarded);
-            let backends: std::collections::HashSet<_> =
+            let backends: HashSet<_> =
                 sent.map(|outcome| opened(outcome, 1, 7).backend).collect();
             assert_eq!(backends.len(), 1);
             one_connection(world, outcomes, 7);
@@ -649,14 +656,21 @@ fn a_slow_copy_of_a_syn() {
         syn(1, 7),
         &|world| {
             let outcome = world.on_client_side(&syn(1, 7).1);
-            assert_eq!(outcome.reason.fate(), Fate::Forwarded);
-            finish(world, &current(world, 1, 7));
+            // While the slow copy is putting its entry into the table, this one is dropped.
+            if outcome.reason != Reason::SYN_RACED {
+                assert_eq!(outcome.reason.fate(), Fate::Forwarded);
+                finish(world, &current(world, 1, 7));
+            }
         },
         &|world, outcome| {
             assert_ne!(outcome.fate(), Fate::Passed);
-            let (_, flow) = world.tables.v4.established_entries().pop().expect("the connection");
+            if world.established(false) == 0 {
+                assert_eq!(outcome.fate(), Fate::Forwarded, "one of the two goes on");
+                finish(world, &current(world, 1, 7));
+            }
+            let flow = world.tables.v4.established_entries().pop().expect("the connection");
             let forward = world.flow_of(client(false, 1), vip(false)).expect("its forward entry");
-            assert_eq!(forward.generation, flow.generation);
+            assert_eq!(forward.generation, flow.generation());
             assert_eq!((world.established(false), world.live(false)), (2, 1));
         },
     );
@@ -674,13 +688,13 @@ fn a_slow_copy_of_a_syn_that_goes_up() {
             let outcome = world.on_client_side(&syn(1, 7).1);
             went_up.store(outcome.reason.fate() == Fate::Passed, Relaxed);
             // The port is free again.
-            for (key, flow) in world.tables.v4.half_open_entries() {
+            for flow in world.tables.v4.half_open_entries() {
                 if !flow.is_tombstone()
                     && !flow.is_forward()
                     && flow.out.destination_port == client(false, 2).port().to_be()
                 {
-                    world.tables.v4.evict_half_open(&key);
-                    world.tables.v4.evict_half_open(&flow.out.reversed());
+                    world.tables.evict_half_open(&flow.key);
+                    world.tables.evict_half_open(&flow.out.reversed());
                 }
             }
         },

@@ -2,6 +2,7 @@
 
 mod answers;
 mod balancing;
+mod equal;
 mod formats;
 mod handshake;
 mod icmp;
@@ -10,4 +11,5 @@ mod lifecycle;
 mod links;
 mod pass_up;
 mod random;
+mod table;
 mod world;

@@ -10,8 +10,10 @@ use lb_common::host_scenario::{
     BACKEND_MTU, BACKEND_SIDE, CLIENT_SIDE, backend_address, mac, scenario, snat, vip,
 };
 use lb_common::reason::Fate;
+use lb_common::table;
 use lb_common::tcp::flags::{ACK, SYN};
-use lb_common::{Env, Flow, Key, Reason, Rung, Tables, V4, V6};
+use lb_common::tcp::state;
+use lb_common::{Env, Flow, FlowRef, Key, Reason, Rung, Tables, V4, V6};
 use proptest::prelude::*;
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -184,7 +186,7 @@ impl World {
 
     /// Everything that a packet can change, in a form to compare.
     pub(crate) fn state(&self) -> Vec<String> {
-        fn lines<A: std::fmt::Debug>(name: &str, entries: Vec<(Key<A>, Flow<A>)>) -> Vec<String> {
+        fn lines<A: std::fmt::Debug>(name: &str, entries: Vec<Flow<A>>) -> Vec<String> {
             entries.iter().map(|entry| format!("{name} {entry:?}")).collect()
         }
         let mut state = lines("flow", self.tables.v4.established_entries());
@@ -210,15 +212,23 @@ impl World {
         match (source, destination) {
             (SocketAddr::V4(s), SocketAddr::V4(d)) => {
                 let key = Key::new(V4::from(*s.ip()), V4::from(*d.ip()), s.port().to_be(), d.port().to_be());
-                self.tables.established(&key).map(|flow| FlowFacts::of(flow.get()))
+                established(&self.tables, &key).map(|flow| FlowFacts::of(flow.get()))
             }
             (SocketAddr::V6(s), SocketAddr::V6(d)) => {
                 let key = Key::new(V6::from(*s.ip()), V6::from(*d.ip()), s.port().to_be(), d.port().to_be());
-                self.tables.established(&key).map(|flow| FlowFacts::of(flow.get()))
+                established(&self.tables, &key).map(|flow| FlowFacts::of(flow.get()))
             }
             _ => None,
         }
     }
+}
+
+/// The entry of an established flow.
+fn established<'t, A: lb_common::Address>(tables: &'t HostTables, key: &Key<A>) -> Option<FlowRef<'t, A>>
+where
+    HostTables: Tables<A>,
+{
+    table::find(tables, key).filter(|flow| flow.get().is_established())
 }
 
 /// What tests ask of an entry of either family.
@@ -233,8 +243,8 @@ pub(crate) struct FlowFacts {
 impl FlowFacts {
     fn of<A: lb_common::Address>(flow: &Flow<A>) -> Self {
         Self {
-            state: flow.state,
-            generation: flow.generation,
+            state: flow.word & state::ALL,
+            generation: flow.generation(),
             packets: flow.packets,
             payload: flow.payload_bytes(),
         }
