@@ -69,7 +69,7 @@ pub(crate) fn tables() -> HostTables {
     tables.next_hops.push(next_hop(BACKENDS, hop::RESOLVED | hop::XDP));
     tables.snat_addresses.push([address("10.0.1.1").0, 0, 0, 0]);
     tables.snat_ports = (1024..2048).map(u16::to_be).collect();
-    tables.settings = Settings { max_flows: 1000, snat_ports: 1024 };
+    tables.settings = Settings { max_flows: 1000, snat_ports: 1024, seed: 0 };
     tables.set_clock(NOW);
     tables
 }
@@ -97,7 +97,7 @@ pub(crate) fn send(
 pub(crate) fn half_open_flow(tables: &HostTables, now: u64) -> Key<V4> {
     assert_eq!(send(tables, now, key(CLIENT, VIP), flags::SYN, 100, 0, 0), Reason::NEW_FLOW);
     let entries = tables.v4.half_open_entries();
-    let (_, forward) = entries.iter().find(|(_, flow)| flow.is_forward()).unwrap();
+    let forward = entries.iter().find(|flow| flow.is_forward()).unwrap();
     forward.out.reversed()
 }
 

@@ -1,4 +1,5 @@
 use lb_common::host::HostTables;
+use lb_common::table::{self, FlowSet};
 use lb_common::tables::{Backend, NextHop, Service, ServiceKey, Settings, Window, backend, hop, service};
 use lb_common::tcp::flags;
 use lb_common::{Flow, Reason, Tables};
@@ -12,11 +13,14 @@ use crate::test_tables::{
 struct Copies<'t>(&'t HostTables);
 
 impl Source<V4> for Copies<'_> {
-    fn established(&self, key: &Key<V4>) -> Option<Flow<V4>> {
-        Tables::established(self.0, key).map(|flow| *flow.get())
+    fn flow_sets(&self) -> u32 {
+        Tables::<V4>::flow_sets(self.0)
     }
-    fn half_open(&self, key: &Key<V4>) -> Option<Flow<V4>> {
-        Tables::half_open(self.0, key).map(|flow| *flow.get())
+    fn flow_set(&self, index: u32) -> Option<FlowSet<V4>> {
+        self.0.v4.sets().get(index as usize).copied()
+    }
+    fn flow(&self, key: &Key<V4>) -> Option<Flow<V4>> {
+        table::find(self.0, key).map(|flow| *flow.get())
     }
     fn service(&self, key: &ServiceKey<V4>) -> Option<Service> {
         Tables::service(self.0, key)

@@ -1,13 +1,13 @@
 //! The views over maps of the kernel, pinned, with no agent: needs root and a BPF file system.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use aya::maps::{HashMap, MapData};
-use lb_common::host::HostTables;
-use lb_common::tables::{ServiceKey, Settings, names};
-use lb_common::tcp::flags;
-use lb_common::{Flow, Key};
+use lb_common::flow::{generation_at, mark};
+use lb_common::host::{HostTables, empty_flow};
+use lb_common::tables::{ServiceKey, Settings};
+use lb_common::tcp::{flags, state};
+use lb_common::V4;
 use serde_json::Value;
 
 use super::*;
@@ -15,6 +15,7 @@ use crate::datapath::bpffs;
 use crate::datapath::contents::Step;
 use crate::datapath::kernel::Kernel;
 use crate::datapath::object;
+use crate::datapath::sweep::{IdleTimeouts, Moved};
 use crate::explain::{Names, Packet, Protocol, explain};
 use crate::test_tables::{CLIENT, VIP, address, established_flow, key, send, tables};
 
@@ -36,7 +37,7 @@ fn fill(kernel: &mut Kernel, pins: &Pins, host: &HostTables) {
         Step::Route4((address("10.0.0.0"), 24), Some(1)),
         Step::SnatAddress(0, host.snat_addresses[0]),
         Step::SnatPorts(host.snat_ports.clone()),
-        Step::Settings(Settings { max_flows: 1000, snat_ports: host.snat_ports.len() as u32 }),
+        Step::Settings(Settings { max_flows: 1000, snat_ports: host.snat_ports.len() as u32, seed: 0 }),
         Step::Service4(service, Some(host.v4.services[&service])),
     ];
     for (index, hop) in host.next_hops.iter().enumerate().skip(1) {
@@ -50,14 +51,11 @@ fn fill(kernel: &mut Kernel, pins: &Pins, host: &HostTables) {
         kernel.apply(&step).unwrap();
     }
     let maps = PinnedMaps::open(pins).unwrap();
-    let put = |name, entries: Vec<(Key<V4>, Flow<V4>)>| {
-        let mut map: HashMap<MapData, Key<V4>, Flow<V4>> = maps.typed(name).unwrap();
-        for (key, flow) in entries {
-            map.insert(key, flow, 0).unwrap();
-        }
-    };
-    put(names::FLOWS4, host.v4.established_entries());
-    put(names::HALF4, host.v4.half_open_entries());
+    let table = maps.flows::<V4>().unwrap();
+    let look = table.look();
+    for flow in host.v4.established_entries().into_iter().chain(host.v4.half_open_entries()) {
+        assert!(look.insert(&flow).unwrap());
+    }
 }
 
 #[test]
@@ -91,9 +89,8 @@ fn pinned_maps_are_listed_dumped_and_explained() {
         assert!(row["memory_bytes"].as_u64().unwrap() > 0, "{row}");
         row["entries"].as_u64().unwrap()
     };
-    assert_eq!(entries("FLOWS4"), 2);
+    assert_eq!(entries("FLOWS4"), 4);
     assert_eq!(entries("FLOWS6"), 0);
-    assert_eq!(entries("HALF4"), 2);
     assert_eq!(entries("SERVICES4"), 1);
     assert_eq!(entries("ROUTES4"), 1);
     assert_eq!(entries("SLOTS"), 2);
@@ -144,4 +141,61 @@ fn pinned_maps_are_listed_dumped_and_explained() {
     assert_eq!(ask("10.0.0.2:50000", "10.0.0.9:80").reason, "no_flow");
     let after = json(list(pins, true).unwrap());
     assert_eq!(after, listed, "nothing was changed");
+}
+
+/// A flow table of the kernel as the agent uses it.
+#[test]
+#[ignore = "needs root"]
+fn entries_are_found_listed_and_swept() {
+    let mut kernel = Kernel::new(object::load(64, 9, None).unwrap()).unwrap();
+    let table = &kernel.v4.flows;
+    assert_eq!((table.max_flows(), table.bytes()), (64, 64 * 256));
+    let now = monotonic_now();
+    let flow = |number: u16, marks: u64, last_seen: u64| {
+        let mut forward = empty_flow::<V4>();
+        forward.key = key(&format!("10.1.0.1:{}", 1000 + number), VIP);
+        forward.out = key(&format!("10.0.1.1:{}", 1000 + number), "10.0.1.2:8080");
+        forward.word = generation_at(now + (number as u64) * 64) | marks;
+        forward.last_seen = last_seen;
+        let mut reverse = forward;
+        (reverse.key, reverse.out) = (forward.out.reversed(), forward.key.reversed());
+        reverse.word |= mark::REVERSE;
+        [forward, reverse]
+    };
+    const FIN: u64 = state::CLIENT_FIN | state::BACKEND_FIN;
+    let old = now - 70_000_000_000;
+    let live: Vec<_> = (0..40).flat_map(|number| flow(number, mark::ESTABLISHED, old)).collect();
+    // One of the two directions was heard of just now.
+    let [mut half_silent, mut reverse] = flow(50, mark::ESTABLISHED | FIN, old);
+    (half_silent.last_seen, reverse.last_seen) = (now, old);
+    let ended: Vec<_> = (60..63).flat_map(|number| flow(number, mark::ESTABLISHED | FIN, old)).collect();
+    let half_open = flow(70, 0, old);
+    let look = table.look();
+    for entry in live.iter().chain([&half_silent, &reverse]).chain(&ended).chain(&half_open) {
+        assert!(look.insert(entry).unwrap(), "room for 64 flows");
+    }
+    for entry in live.iter().chain(&ended) {
+        assert_eq!(look.find(&entry.key).unwrap().unwrap().word, entry.word);
+    }
+    assert_eq!(look.find(&key("10.9.9.9:1", VIP)).unwrap().map(|flow| flow.word), None);
+    let strays: u64 = (0..table.sets()).map(|index| table.set(index).unwrap().strays).sum();
+    assert!(strays > 0, "some are in their second set");
+    drop(look);
+
+    let moved = Moved { hops: &BTreeMap::new(), route: &|_| None };
+    kernel.sweep(&IdleTimeouts::new(), &moved).unwrap();
+    let left: BTreeSet<_> = kernel.v4.flows.entries().unwrap().iter().map(|flow| flow.word).collect();
+    let wanted: BTreeSet<_> = live.iter().chain([&half_silent, &reverse]).map(|flow| flow.word).collect();
+    assert_eq!(left, wanted);
+    assert_eq!(kernel.live.get(0).closed, 3);
+    let look = kernel.v4.flows.look();
+    for entry in kernel.v4.flows.entries().unwrap() {
+        assert!(look.remove(&entry).unwrap());
+        assert!(!look.remove(&entry).unwrap());
+    }
+    drop(look);
+    let sets = (0..kernel.v4.flows.sets()).map(|index| kernel.v4.flows.set(index).unwrap());
+    assert!(sets.into_iter().all(|set| set.tags == [0; 3] && set.strays == 0));
+    // The programs stay loaded as long as this lives.
+    kernel.apply(&Step::Settings(Settings::default())).unwrap();
 }
