@@ -160,7 +160,7 @@ fn update_state<A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &T, flow
         return;
     }
     let _ = flow.update(set, clear);
-    if let Some(peer) = table::find(tables, &flow.peer_key())
+    if let Some(peer) = table::look_up(tables, &flow.peer_key())
         && peer.generation() == flow.generation()
     {
         let _ = peer.update(set, clear);

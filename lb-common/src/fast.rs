@@ -4,7 +4,7 @@
 //! [`crate::off_path`] and [`crate::rewrite`], which do all of it, this too: a test holds the two to the same results.
 //! Beside them this saves a second copy of the headers on the stack, bounds checks by field, and the calls.
 
-use crate::address::Address;
+use crate::address::{Address, V4, V6};
 use crate::checksum;
 use crate::decide::{Env, Rung};
 use crate::flow::{FlowRef, Key, mark};
@@ -15,6 +15,9 @@ use crate::table;
 use crate::tables::{NextHop, ServiceKey, Step, Tables, hop};
 use crate::tcp::{self, flags};
 
+/// IP protocol numbers.
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
 /// Bytes of Ethernet, IP and TCP headers.
 const V4_LENGTH: usize = 14 + 20 + 20;
 const V6_LENGTH: usize = 14 + 40 + 20;
@@ -43,12 +46,47 @@ struct Headers<A> {
     flags: u8,
 }
 
-/// Handles a packet if it is a common one. An Ethernet frame.
+/// Handles an Ethernet frame if it is a common one, and says whether it is IPv6.
 #[inline(always)]
-pub fn handle<'t, A: Address, P: Packet, T: Tables<A>>(env: &Env, packet: &mut P, tables: &'t T) -> Done<'t> {
+pub fn handle<'t, P: Packet, T4: Tables<V4>, T6: Tables<V6>>(
+    env: &Env,
+    packet: &mut P,
+    v4: &'t T4,
+    v6: &'t T6,
+) -> (Done<'t>, bool) {
+    const IPV4: u16 = ethertype::IPV4.to_be();
+    const IPV6: u16 = ethertype::IPV6.to_be();
+    const VLAN: u16 = ethertype::VLAN.to_be();
+    const QINQ: u16 = ethertype::QINQ.to_be();
+    let Some(head) = packet.head(14) else { return (Done::Nothing, false) };
+    if head.get::<u8, 0>() & 1 != 0 {
+        return (Done::Passed(Reason::NOT_UNICAST), false);
+    }
+    match head.get::<u16, 12>() {
+        IPV4 => (family::<V4, P, T4>(env, packet, v4), false),
+        IPV6 => (family::<V6, P, T6>(env, packet, v6), true),
+        VLAN | QINQ => (Done::Nothing, false),
+        _ => (Done::Passed(Reason::NOT_IP), false),
+    }
+}
+
+#[inline(always)]
+fn family<'t, A: Address, P: Packet, T: Tables<A>>(env: &Env, packet: &mut P, tables: &'t T) -> Done<'t> {
     let frame = packet.len();
+    let Some(head) = packet.head(if A::V6 { 14 + 40 } else { 14 + 20 }) else { return Done::Nothing };
+    let Some(ip) = parse_ip::<A>(&head) else { return Done::Nothing };
+    if ip.protocol != TCP {
+        // On TC it may be an ICMP error. Of IPv6 only what is surely no extension header.
+        let is_end = !A::V6 || (ip.protocol == UDP || ip.protocol == ICMPV6) && ip.length >= 40 + 4;
+        let whole = 14 + ip.length <= frame || !A::V6;
+        let is_xdp = env.rung as u32 == Rung::Xdp as u32;
+        return if is_xdp && is_end && whole { Done::Passed(Reason::NOT_TCP) } else { Done::Nothing };
+    }
+    if 14 + ip.length > frame {
+        return Done::Passed(Reason::TRUNCATED);
+    }
     let Some(mut head) = packet.head(if A::V6 { V6_LENGTH } else { V4_LENGTH }) else { return Done::Nothing };
-    let Some(headers) = parse::<A>(&head, frame) else { return Done::Nothing };
+    let Some(headers) = parse_tcp::<A>(&head, &ip) else { return Done::Nothing };
     let Some(flow) = table::find(tables, &headers.key) else {
         return without_entry(env, &head, &headers, tables);
     };
@@ -120,36 +158,44 @@ fn without_entry<'t, A: Address, T: Tables<A>>(
     Done::Opens
 }
 
-/// Headers without options, tags or fragments, that agree with each other; a TTL that another hop may follow.
+/// An IP header without options.
+struct Ip {
+    /// Bytes of the packet.
+    length: u32,
+    ttl: u8,
+    protocol: u8,
+    fragment: bool,
+}
+
 #[inline(always)]
-fn parse<A: Address>(head: &Head<'_>, frame: u32) -> Option<Headers<A>> {
-    // A multicast MAC address, or a tag.
-    let ethertype = if A::V6 { ethertype::IPV6 } else { ethertype::IPV4 };
-    if head.get::<u8, 0>() & 1 != 0 || head.get::<u16, 12>() != ethertype.to_be() {
-        return None;
-    }
-    let (length, ip, ttl, protocol, word) = if A::V6 {
+fn parse_ip<A: Address>(head: &Head<'_>) -> Option<Ip> {
+    if A::V6 {
         if head.get::<u8, 14>() >> 4 != 6 {
             return None;
         }
-        let [high, low, next, ttl] = head.get::<u32, 18>().to_ne_bytes();
+        let [high, low, protocol, ttl] = head.get::<u32, 18>().to_ne_bytes();
         let length = 40 + u16::from_be_bytes([high, low]) as u32;
-        (length, 40, ttl, next, head.get::<u16, 66>())
-    } else {
-        let [version, _, high, low] = head.get::<u32, 14>().to_ne_bytes();
-        // More fragments, or not the first one.
-        if version != 0x45 || head.get::<u16, 20>() & u16::from_be(0x3fff) != 0 {
-            return None;
-        }
-        let [ttl, protocol] = head.get::<u16, 22>().to_ne_bytes();
-        (u16::from_be_bytes([high, low]) as u32, 20, ttl, protocol, head.get::<u16, 46>())
-    };
-    let [data_offset, flags] = word.to_ne_bytes();
-    let headers = ip + (data_offset >> 4) as u32 * 4;
-    if protocol != TCP {
+        return Some(Ip { length, ttl, protocol, fragment: false });
+    }
+    let [version, _, high, low] = head.get::<u32, 14>().to_ne_bytes();
+    let length = u16::from_be_bytes([high, low]) as u32;
+    if version != 0x45 || length < 20 {
         return None;
     }
-    if ttl <= 1 || 14 + length > frame || headers < ip + 20 || headers > length {
+    let [ttl, protocol] = head.get::<u16, 22>().to_ne_bytes();
+    // More fragments, or not the first one.
+    let fragment = head.get::<u16, 20>() & u16::from_be(0x3fff) != 0;
+    Some(Ip { length, ttl, protocol, fragment })
+}
+
+/// No fragment, headers that agree with each other, and a TTL that another hop may follow.
+#[inline(always)]
+fn parse_tcp<A: Address>(head: &Head<'_>, ip: &Ip) -> Option<Headers<A>> {
+    let [data_offset, flags] =
+        (if A::V6 { head.get::<u16, 66>() } else { head.get::<u16, 46>() }).to_ne_bytes();
+    let ip_header = if A::V6 { 40 } else { 20 };
+    let headers = ip_header + (data_offset >> 4) as u32 * 4;
+    if ip.ttl <= 1 || ip.fragment || headers < ip_header + 20 || headers > ip.length {
         return None;
     }
     let (source, destination, ports) = if A::V6 {
@@ -162,7 +208,7 @@ fn parse<A: Address>(head: &Head<'_>, frame: u32) -> Option<Headers<A>> {
     };
     let [a, b, c, d] = ports.to_ne_bytes();
     let key = Key::new(source, destination, u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
-    Some(Headers { key, length, headers, flags })
+    Some(Headers { key, length: ip.length, headers, flags })
 }
 
 /// Whether a frame can leave by `next` as it is, but for addresses: no tags, a neighbour that is known, a device that this

@@ -122,7 +122,7 @@ fn promote<'t, A: Address, T: Tables<A>>(
     if !matches!(verdict.action, Action::Forward(..)) {
         return verdict;
     }
-    let Some(reverse) = table::find(tables, &entry.peer_key()) else {
+    let Some(reverse) = table::look_up(tables, &entry.peer_key()) else {
         return Verdict::pass(Reason::ABANDONED);
     };
     if reverse.generation() != entry.generation() || reverse.update(mark::ESTABLISHED, 0).is_none() {
@@ -152,7 +152,7 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
     tables: &'t T,
     reverse: FlowRef<'t, A>,
 ) -> Verdict<'t, A> {
-    let Some(forward) = table::find(tables, &reverse.peer_key()) else {
+    let Some(forward) = table::look_up(tables, &reverse.peer_key()) else {
         return Verdict::pass(Reason::ABANDONED);
     };
     if forward.generation() != reverse.generation() || is_expired(env, forward) {

@@ -122,13 +122,10 @@ pub struct Result {
 
 /// Runs the whole datapath on `frame`, which is rewritten if it is forwarded or answered.
 pub fn run<T: Tables<V4> + Tables<V6>>(env: &Env, frame: &mut Frame, tables: &T) -> Result {
-    match fast::handle::<V4, _, T>(env, frame, tables) {
-        Done::Nothing => {}
-        done => return finish::<V4, T>(env, frame, tables, done),
-    }
-    match fast::handle::<V6, _, T>(env, frame, tables) {
-        Done::Nothing => run_slow(env, frame, tables),
-        done => finish::<V6, T>(env, frame, tables, done),
+    match fast::handle(env, frame, tables, tables) {
+        (Done::Nothing, _) => run_slow(env, frame, tables),
+        (done, false) => finish::<V4, T>(env, frame, tables, done),
+        (done, true) => finish::<V6, T>(env, frame, tables, done),
     }
 }
 
@@ -531,6 +528,10 @@ macro_rules! host_tables {
                 off_path::finish::<$address, _>(self, how)
             }
 
+            fn seek(&self) -> u32 {
+                table::seek::<$address, _>(self)
+            }
+
             fn insert(&self, which: u32) -> u32 {
                 table::insert::<$address, _>(self, which)
             }
@@ -591,6 +592,7 @@ fn empty_work<A: Address>() -> Work<A> {
         choice: Part::new(open::Choice::default()),
         chosen: Part::new(empty_flow()),
         quote: Part::new(icmp::Quote { key, icmp: 0, l4: 0, has_check: false, ttl: 0 }),
+        sought: Part::new(key),
         route: Part::new(RouteKey { bits: 0, address: zero }),
     }
 }

@@ -85,7 +85,7 @@ pub fn decide<'t, A: Address, P: Packet, T: Tables<A>>(
     if let Err(reason) = parse_error::<A, P>(packet, link, quote) {
         return Verdict::pass(reason);
     }
-    let Some(flow) = table::find(tables, &quote.key) else { return Verdict::pass(Reason::ICMP_OTHER) };
+    let Some(flow) = table::look_up(tables, &quote.key) else { return Verdict::pass(Reason::ICMP_OTHER) };
     if flow.seen() & mark::ESTABLISHED == 0 {
         return Verdict::pass(Reason::ICMP_OTHER);
     }

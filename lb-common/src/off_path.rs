@@ -95,7 +95,7 @@ pub fn decode<'t, A: Address, T: Tables<A>>(tables: &'t T, code: Code) -> Verdic
 pub fn handle<A: Address, T: Tables<A>>(tables: &T) -> Code {
     let Some(work) = tables.work() else { return Reason::NO_FLOW.number() };
     let (segment, env) = (work.segment.get(), work.env.get());
-    let Some(flow) = table::find(tables, &segment.key) else {
+    let Some(flow) = table::look_up(tables, &segment.key) else {
         tables.note(Step::FoundNothing);
         return if segment.opens() { OPEN } else { encode(work, &open::not_opening(segment, tables)) };
     };

@@ -99,7 +99,7 @@ fn is_live<A: Address>(segment: &Segment<A>, flow: FlowRef<'_, A>) -> bool {
 pub(crate) fn begin<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work<A>) -> Option<Verdict<'t, A>> {
     let (segment, env) = (work.segment.get(), work.env.get());
     // What this SYN takes the place of: an earlier attempt, which it may go on from, or what has ended.
-    let old = table::find(tables, &segment.key);
+    let old = table::look_up(tables, &segment.key);
     if let Some(flow) = old
         && is_live(segment, flow)
     {
@@ -206,7 +206,7 @@ pub(crate) fn finish<'t, A: Address, T: Tables<A>>(
     reserved: bool,
 ) -> Verdict<'t, A> {
     let segment = work.segment.get();
-    let old = table::find(tables, &segment.key);
+    let old = table::look_up(tables, &segment.key);
     if let Some(flow) = old
         && is_live(segment, flow)
     {

@@ -205,6 +205,15 @@ impl<'t, A: Address> SetRef<'t, A> {
         (flow.seen() != 0 && flow.get().key.is(key)).then_some(flow)
     }
 
+    /// Whether the entry of this way has that key.
+    #[inline(always)]
+    fn has(self, way: usize, key: &Key<A>) -> bool {
+        match self.flow(way) {
+            Some(flow) => flow.seen() != 0 && flow.get().key.is(key),
+            None => false,
+        }
+    }
+
     /// Ways that are taken.
     #[inline(always)]
     fn used(self) -> u64 {
@@ -332,11 +341,46 @@ fn lowest_lane(mask: u64) -> usize {
     (below.wrapping_mul(ONES) >> 48) as usize - 1
 }
 
-/// The entry of a key.
+/// The entry of a key; where every nanosecond counts.
 #[inline(always)]
 pub fn find<'t, A: Address, T: Tables<A>>(tables: &'t T, key: &Key<A>) -> Option<FlowRef<'t, A>> {
     tables.between();
     find_in(key, tables.seed(), tables.flow_sets(), |index| tables.flow_set(index))
+}
+
+/// The entry of a key, by a function: with [`find`] at each place, the programs would be too much for the verifier.
+#[inline(always)]
+pub fn look_up<'t, A: Address, T: Tables<A>>(tables: &'t T, key: &Key<A>) -> Option<FlowRef<'t, A>> {
+    *tables.work()?.sought.get_mut() = *key;
+    let spot = tables.seek();
+    if spot == NOWHERE {
+        return None;
+    }
+    tables.flow_set(spot >> 4)?.flow((spot & 0xf) as usize).filter(|flow| flow.seen() != 0 && flow.get().key.is(key))
+}
+
+/// What [`Tables::seek`] returns where there is no such entry.
+const NOWHERE: u32 = u32::MAX;
+
+/// What [`Tables::seek`] does: where the entry of the key in the work room lies, its set times 16 and its way.
+#[inline(always)]
+pub fn seek<A: Address, T: Tables<A>>(tables: &T) -> u32 {
+    let Some(work) = tables.work() else { return NOWHERE };
+    let (key, sets) = (work.sought.get(), tables.flow_sets());
+    let place = Place::of(key, tables.seed(), sets);
+    tables.between();
+    let Some(first) = tables.flow_set(place.first) else { return NOWHERE };
+    let way = first.way(place.tag);
+    if first.has(way, key) {
+        return place.first << 4 | way as u32 & 0xf;
+    }
+    if first.strays() == 0 {
+        return NOWHERE;
+    }
+    let second = place.second(sets);
+    let Some(set) = tables.flow_set(second) else { return NOWHERE };
+    let way = set.way(place.tag | 1);
+    if set.has(way, key) { second << 4 | way as u32 & 0xf } else { NOWHERE }
 }
 
 /// [`find`] in the sets that `set` gives.
@@ -474,15 +518,13 @@ pub fn settle<A: Address, T: Tables<A>>(tables: &T, index: u32, tag: u32, how: u
     };
     let Some(room) = set.room(way) else { return inserted::FULL };
     let is_stray = tag & 1 != 0;
-    let sets = tables.flow_sets();
-    let place = Place::of(&flow.get().key, tables.seed(), sets);
-    if is_stray && let Some(first) = tables.flow_set(place.first) {
-        first.add_strays(true);
+    if is_stray {
+        add_stray(tables, &flow.get().key, true);
     }
     tables.between();
-    if is_contested(tables, place, set, way, is_stray) {
-        if is_stray && let Some(first) = tables.flow_set(place.first) {
-            first.add_strays(false);
+    if set.count(tag) != 1 || is_contested(tables, Place { first: index, tag }, set, flow) {
+        if is_stray {
+            add_stray(tables, &flow.get().key, false);
         }
         set.free_way(way);
         return inserted::TAKEN;
@@ -492,32 +534,26 @@ pub fn settle<A: Address, T: Tables<A>>(tables: &T, index: u32, tag: u32, how: u
     inserted::DONE
 }
 
-/// Whether another way than this one, which was just taken, has the tag of the same key in either set.
+/// Whether somebody is putting an entry of the same tag into the other set than `set`, in which a way was just taken. What
+/// was there before was looked at before: another key's.
 #[inline(always)]
 fn is_contested<A: Address, T: Tables<A>>(
     tables: &T,
-    place: Place,
+    here: Place,
     set: SetRef<'_, A>,
-    way: usize,
-    is_stray: bool,
+    flow: FlowRef<'_, A>,
 ) -> bool {
-    let tag = place.tag | is_stray as u64;
-    if set.count(tag) != 1 || set.way(tag) != way {
-        return true;
-    }
-    let Some(first) = tables.flow_set(place.first) else { return true };
-    let other = if is_stray {
-        first
-    } else if first.strays() == 0 {
+    let sets = tables.flow_sets();
+    let other = if here.tag & 1 != 0 {
+        Place::of(&flow.get().key, tables.seed(), sets).first
+    } else if set.strays() == 0 {
         return false;
     } else {
-        let Some(second) = tables.flow_set(place.second(tables.flow_sets())) else { return true };
-        second
+        here.second(sets)
     };
-    match other.flow(other.way(place.tag | !is_stray as u64)) {
-        // What was there before was looked at before: another key's.
-        Some(flow) => flow.seen() == 0,
-        None => false,
+    match tables.flow_set(other) {
+        Some(other) => other.flow(other.way(here.tag ^ 1)).is_some_and(|flow| flow.seen() == 0),
+        None => true,
     }
 }
 
@@ -606,11 +642,26 @@ pub fn replace<A: Address, T: Tables<A>>(tables: &T, old: FlowRef<'_, A>, flow: 
 /// Takes the entry of a key out, if its word is `word` in the bits of `mask`; whether it was.
 #[inline(always)]
 pub fn remove<A: Address, T: Tables<A>>(tables: &T, key: &Key<A>, word: u64, mask: u64) -> bool {
-    remove_in(key, word, mask, tables.seed(), tables.flow_sets(), |index| tables.flow_set(index))
+    let Some(work) = tables.work() else { return false };
+    *work.sought.get_mut() = *key;
+    let spot = tables.seek();
+    if spot == NOWHERE {
+        return false;
+    }
+    let (Some(set), way) = (tables.flow_set(spot >> 4), (spot & 0xf) as usize) else { return false };
+    let is_stray = set.tag(way) & 1 != 0;
+    let Some(flow) = set.flow(way) else { return false };
+    if (flow.seen() ^ word) & mask != 0 || !set.free(way, flow) {
+        return false;
+    }
+    if is_stray {
+        add_stray(tables, work.sought.get(), false);
+    }
+    true
 }
 
 /// [`remove`] in the sets that `set` gives.
-#[inline(always)]
+#[cfg(feature = "user")]
 pub fn remove_in<'t, A: Address>(
     key: &Key<A>,
     word: u64,

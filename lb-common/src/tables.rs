@@ -329,6 +329,8 @@ pub trait Tables<A: Address> {
     fn reserve_port(&self) -> u32;
     /// [`crate::off_path::finish`]: what is left to do then, whether there was one.
     fn finish(&self, how: u32) -> off_path::Code;
+    /// [`crate::table::seek`]. For the same reason a function.
+    fn seek(&self) -> u32;
     /// [`crate::table::insert`]: an entry of the work room, see [`crate::table::which`]. For the same reason a function.
     fn insert(&self, which: u32) -> u32;
     /// [`crate::table::settle`]. For the same reason a function.

@@ -4,7 +4,7 @@ use core::cell::UnsafeCell;
 
 use crate::address::Address;
 use crate::decide::Env;
-use crate::flow::Flow;
+use crate::flow::{Flow, Key};
 use crate::icmp::Quote;
 use crate::open::{Choice, Request};
 use crate::parse::Segment;
@@ -30,6 +30,8 @@ pub struct Work<A> {
     pub chosen: Part<Flow<A>>,
     /// Where the parts of an ICMP error are.
     pub quote: Part<Quote<A>>,
+    /// The key that is looked up.
+    pub sought: Part<Key<A>>,
     /// The address whose route is looked up.
     pub route: Part<RouteKey<A>>,
 }

@@ -100,12 +100,13 @@ pub(crate) trait Family: Address {
     fn choose() -> u32;
     fn reserve_port() -> u32;
     fn finish(how: u32) -> off_path::Code;
+    fn seek() -> u32;
     fn insert(which: u32) -> u32;
     fn settle(set: u32, tag: u32, how: u32) -> u32;
 }
 
 macro_rules! family {
-    ($address:ty, $index:literal, $flows:ident, $services:ident, $routes:ident, $work:ident, $off_path:ident, $open:ident, $choose:ident, $port:ident, $finish:ident, $insert:ident, $settle:ident) => {
+    ($address:ty, $index:literal, $flows:ident, $services:ident, $routes:ident, $work:ident, $off_path:ident, $open:ident, $choose:ident, $port:ident, $finish:ident, $seek:ident, $insert:ident, $settle:ident) => {
         /// Exported, hence global: verified once, whatever leads to it.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -139,6 +140,13 @@ macro_rules! family {
         #[inline(never)]
         extern "C" fn $finish(how: u32) -> off_path::Code {
             off_path::finish::<$address, _>(&KernelTables::new(), how)
+        }
+
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $seek() -> u32 {
+            table::seek::<$address, _>(&KernelTables::new())
         }
 
         /// As above.
@@ -194,6 +202,10 @@ macro_rules! family {
                 $finish(how)
             }
             #[inline(always)]
+            fn seek() -> u32 {
+                $seek()
+            }
+            #[inline(always)]
             fn insert(which: u32) -> u32 {
                 $insert(which)
             }
@@ -204,8 +216,8 @@ macro_rules! family {
         }
     };
 }
-family!(V4, 0, FLOWS4, SERVICES4, ROUTES4, WORK4, off_path4, open4, choose4, reserve_port4, finish4, insert4, settle4);
-family!(V6, 1, FLOWS6, SERVICES6, ROUTES6, WORK6, off_path6, open6, choose6, reserve_port6, finish6, insert6, settle6);
+family!(V4, 0, FLOWS4, SERVICES4, ROUTES4, WORK4, off_path4, open4, choose4, reserve_port4, finish4, seek4, insert4, settle4);
+family!(V6, 1, FLOWS6, SERVICES6, ROUTES6, WORK6, off_path6, open6, choose6, reserve_port6, finish6, seek6, insert6, settle6);
 
 /// The kernel's tables of one family.
 pub(crate) struct KernelTables<A>(PhantomData<A>);
@@ -396,6 +408,11 @@ impl<A: Family> Tables<A> for KernelTables<A> {
     #[inline(always)]
     fn finish(&self, how: u32) -> off_path::Code {
         A::finish(how)
+    }
+
+    #[inline(always)]
+    fn seek(&self) -> u32 {
+        A::seek()
     }
 
     #[inline(always)]

@@ -33,13 +33,10 @@ pub(crate) fn headgate_tc(ctx: TcContext) -> i32 {
     let mut skb = Skb(context);
     let env = skb.env();
     let (v4, v6) = (KernelTables::<V4>::new(), KernelTables::<V6>::new());
-    let (mut done, mut fresh) = (Done::Nothing, FRESH4);
+    let (mut done, mut is_v6) = (Done::Nothing, false);
     // SAFETY: the context that the kernel passed.
     if unsafe { (*context).pkt_type == PACKET_HOST && (*context).vlan_present == 0 } {
-        done = fast::handle::<V4, _, _>(&env, &mut skb, &v4);
-        if let Done::Nothing = done {
-            (done, fresh) = (fast::handle::<V6, _, _>(&env, &mut skb, &v6), FRESH6);
-        }
+        (done, is_v6) = fast::handle(&env, &mut skb, &v4, &v6);
     }
     let (reason, action) = match done {
         // SAFETY: a helper with plain arguments.
@@ -47,7 +44,7 @@ pub(crate) fn headgate_tc(ctx: TcContext) -> i32 {
         // Not `TC_ACT_OK`: programs behind this one on the hook must still run.
         Done::Passed(reason) => (reason, TC_ACT_UNSPEC),
         Done::Dropped(reason) => (reason, TC_ACT_SHOT),
-        Done::Opens => slow(context, false, fresh),
+        Done::Opens => slow(context, false, if is_v6 { FRESH6 } else { FRESH4 }),
         Done::Nothing => slow(context, false, parse_tc(context)),
     };
     count(Rung::Tc, reason);

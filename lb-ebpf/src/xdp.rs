@@ -32,17 +32,15 @@ fn handle<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     let mut frame = Frame::<false>(context);
     let env = frame.env();
     let (v4, v6) = (KernelTables::<V4>::new(), KernelTables::<V6>::new());
-    let (mut done, mut fresh) = (fast::handle::<V4, _, _>(&env, &mut frame, &v4), FRESH4);
-    if let Done::Nothing = done {
-        (done, fresh) = (fast::handle::<V6, _, _>(&env, &mut frame, &v6), FRESH6);
-    }
+    let (done, is_v6) = fast::handle(&env, &mut frame, &v4, &v6);
     let (reason, action) = match done {
         Done::Forwarded(reason, hop) => send(reason, hop, env.ingress),
         Done::Passed(reason) => (reason, xdp_action::XDP_PASS),
         Done::Dropped(reason) => (reason, xdp_action::XDP_DROP),
         Done::Nothing | Done::Opens => {
             let parsed = match done {
-                Done::Opens => fresh,
+                Done::Opens if is_v6 => FRESH6,
+                Done::Opens => FRESH4,
                 _ if FRAGS => parse_xdp_frags(context),
                 _ => parse_xdp(context),
             };

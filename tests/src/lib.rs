@@ -7,7 +7,6 @@
 
 pub mod agent;
 pub mod app;
-pub mod bench;
 mod bpf;
 pub mod cmd;
 pub mod curl;

@@ -95,6 +95,15 @@ impl Bed {
             .expect("a thread in the namespace")
     }
 
+    /// The programs once more, with maps of their own; on the same interfaces.
+    pub fn another(&self, max_flows: u32) -> Result<Self> {
+        let mut ebpf = object::load(max_flows, 0, None)?.ebpf;
+        for device in [self.devices.client, self.devices.backend] {
+            maps::add_device(&mut ebpf, device.ifindex)?;
+        }
+        Ok(Self { ebpf, devices: self.devices, counted: vec![0; REASON_SLOTS as usize] })
+    }
+
     /// Runs the program of `rung` on `frame` as if it came in by the interface `ingress`.
     pub fn packet(&mut self, rung: Rung, ingress: u32, frame: &[u8]) -> Result<Outcome> {
         self.super_packet(rung, ingress, 0, frame)

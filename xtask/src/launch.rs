@@ -19,7 +19,7 @@ pub(crate) fn agent(workspace: &Workspace, args: &[String]) -> Result<()> {
 pub(crate) fn demo(workspace: &Workspace, keep: bool) -> Result<()> {
     require_root("the demo")?;
     setup::ensure(workspace, Scope::All)?;
-    build_with_tests(workspace, "--bin=demo")?;
+    build_with_agent(workspace, "--package=lb-tests", "--bin=demo")?;
     let mut demo = Command::new(workspace.release("demo"));
     demo.arg("--headgate").arg(workspace.release("headgate"));
     if keep {
@@ -31,13 +31,13 @@ pub(crate) fn demo(workspace: &Workspace, keep: bool) -> Result<()> {
 pub(crate) fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
     require_root("the benchmark")?;
     setup::ensure(workspace, Scope::All)?;
-    build_with_tests(workspace, "--bin=bench")?;
+    build_with_agent(workspace, "--package=lb-bench", "--bin=bench")?;
     become_program(Command::new(workspace.release("bench")).args(args))
 }
 
-/// Builds the agent and a program of the tests in one go: they share nearly all of their dependencies.
-fn build_with_tests(workspace: &Workspace, program: &str) -> Result<()> {
-    build(workspace, &["--package=lb-userspace", "--package=lb-tests", "--bin=headgate", program])
+/// Builds the agent and another program in one go: they share nearly all of their dependencies.
+fn build_with_agent(workspace: &Workspace, package: &str, program: &str) -> Result<()> {
+    build(workspace, &["--package=lb-userspace", package, "--bin=headgate", program])
 }
 
 fn build(workspace: &Workspace, what: &[&str]) -> Result<()> {

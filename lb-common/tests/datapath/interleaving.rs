@@ -137,6 +137,9 @@ macro_rules! interleaved {
             fn finish(&self, how: u32) -> off_path::Code {
                 off_path::finish::<$address, _>(self, how)
             }
+            fn seek(&self) -> u32 {
+                table::seek::<$address, _>(self)
+            }
             fn insert(&self, which: u32) -> u32 {
                 table::insert::<$address, _>(self, which)
             }

@@ -185,6 +185,10 @@ where
         off_path::finish(self, how)
     }
 
+    fn seek(&self) -> u32 {
+        table::seek(self)
+    }
+
     fn insert(&self, which: u32) -> u32 {
         table::insert(self, which)
     }

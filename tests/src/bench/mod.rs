@@ -1,4 +1,0 @@
-//! Measurements. No figure of theirs decides anything.
-
-mod driver;
-pub mod packet;
