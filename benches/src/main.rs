@@ -2,6 +2,7 @@
 //!
 //! Every figure stands beside others of the same interleaved rounds; no figure decides anything.
 
+mod connections;
 mod curve;
 mod driver;
 mod entries;
@@ -38,6 +39,9 @@ struct Arguments {
     /// The agent
     #[arg(long, default_value = "target/release/headgate")]
     headgate: PathBuf,
+    /// Envoy
+    #[arg(long, default_value = "target/tools/envoy/envoy/_bin/envoy")]
+    envoy: PathBuf,
 }
 
 /// A section.
@@ -45,6 +49,8 @@ struct Arguments {
 enum Kind {
     /// Nanoseconds a packet of the loaded programs
     Packet,
+    /// Requests, connections and bulk through real hosts, beside other balancers
+    Connections,
     /// The same with up to a million flows, with many backends and services; memory, listing, sweeping
     Scale,
 }
@@ -55,17 +61,20 @@ pub(crate) struct Effort {
     pub(crate) quick: bool,
     /// The agent's program.
     pub(crate) headgate: PathBuf,
+    /// Envoy's.
+    pub(crate) envoy: PathBuf,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let all = arguments.sections.is_empty();
     let kinds = if all { Kind::value_variants().to_vec() } else { arguments.sections };
-    let effort = Effort { quick: arguments.quick, headgate: arguments.headgate };
+    let effort = Effort { quick: arguments.quick, headgate: arguments.headgate, envoy: arguments.envoy };
     let mut sections = Vec::new();
     for kind in kinds {
         let section = match kind {
             Kind::Packet => packet::run(&effort)?,
+            Kind::Connections => connections::run(&effort)?,
             Kind::Scale => scale::run(&effort)?,
         };
         for table in &section.tables {

@@ -30,7 +30,7 @@ pub(crate) struct World {
 
 impl Default for World {
     fn default() -> Self {
-        Self { max_flows: 1 << 17, backends: 64, services: 1, way: Way::OneInterface }
+        Self { max_flows: 80_000, backends: 64, services: 1, way: Way::OneInterface }
     }
 }
 

@@ -30,9 +30,11 @@ pub(crate) fn demo(workspace: &Workspace, keep: bool) -> Result<()> {
 
 pub(crate) fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
     require_root("the benchmark")?;
-    setup::ensure(workspace, Scope::All)?;
+    setup::ensure(workspace, Scope::Bench)?;
     build_with_agent(workspace, "--package=lb-bench", "--bin=bench")?;
-    become_program(Command::new(workspace.release("bench")).args(args))
+    let mut bench = Command::new(workspace.release("bench"));
+    bench.arg("--headgate").arg(workspace.release("headgate")).arg("--envoy").arg(setup::envoy(workspace));
+    become_program(bench.args(args).current_dir(&workspace.root))
 }
 
 /// Builds the agent and another program in one go: they share nearly all of their dependencies.

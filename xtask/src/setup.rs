@@ -23,6 +23,8 @@ pub(crate) enum Scope {
     All,
     /// Also what boots another kernel for the tests.
     Kernel,
+    /// What tests run, and the peers that Headgate is measured beside.
+    Bench,
 }
 
 /// Components of the toolchain, and the file below its sysroot that shows each of them. `rust-src` because
@@ -59,6 +61,13 @@ const KERNEL_PROGRAMS: [(&str, &str); 4] = [
     ("modprobe", "kmod"),
     ("cpio", "cpio"),
 ];
+
+/// Programs of the benchmark, and the Debian package of each.
+const BENCH_PROGRAMS: [(&str, &str); 4] =
+    [("haproxy", "haproxy"), ("iperf3", "iperf3"), ("python3", "python3"), ("cc", "gcc")];
+
+/// nginx's `stream`, which is measured beside Headgate, and its Debian package.
+const NGINX_STREAM: (&str, &str) = ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
 
 const LINKER_VERSION: &str = "0.13.0";
 
@@ -116,6 +125,9 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
         }
         packages.push(format!("llvm-{LLVM}-dev"));
     }
+    if scope == Scope::Bench && !Path::new(NGINX_STREAM.0).exists() {
+        packages.push(NGINX_STREAM.1.to_owned());
+    }
     packages.extend(programs.iter().map(|(_, package)| (*package).to_owned()));
     // Programs of one package are neighbours in the table.
     packages.dedup();
@@ -136,8 +148,12 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
 
 fn missing_programs(scope: Scope) -> Vec<(&'static str, &'static str)> {
     let programs: &[_] = if scope == Scope::Build { &[] } else { &PROGRAMS };
-    let kernel_programs: &[_] = if scope == Scope::Kernel { &KERNEL_PROGRAMS } else { &[] };
-    programs.iter().chain(kernel_programs).copied().filter(|(program, _)| !on_path(program)).collect()
+    let others: &[_] = match scope {
+        Scope::Kernel => &KERNEL_PROGRAMS,
+        Scope::Bench => &BENCH_PROGRAMS,
+        Scope::Build | Scope::All => &[],
+    };
+    programs.iter().chain(others).copied().filter(|(program, _)| !on_path(program)).collect()
 }
 
 fn ensure_components(workspace: &Workspace) -> Result<()> {
@@ -212,6 +228,9 @@ fn install_packages(packages: &[String]) -> Result<()> {
     if brings_nginx(packages) {
         println!("setup: nginx is for the tests only: its service is disabled");
         run(Command::new("update-rc.d").args(["nginx", "disable"]))?;
+    }
+    if packages.iter().any(|package| package == "haproxy") {
+        run(Command::new("update-rc.d").args(["haproxy", "disable"]))?;
     }
     Ok(())
 }
@@ -292,7 +311,7 @@ fn envoy_directory(workspace: &Workspace) -> PathBuf {
 }
 
 /// The tests look for it there too (`tests/src/envoy.rs`).
-fn envoy(workspace: &Workspace) -> PathBuf {
+pub(crate) fn envoy(workspace: &Workspace) -> PathBuf {
     envoy_directory(workspace).join("envoy/_bin/envoy")
 }
 
