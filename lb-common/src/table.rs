@@ -569,20 +569,18 @@ fn add_stray<A: Address, T: Tables<A>>(tables: &T, key: &Key<A>, more: bool) {
 /// Makes a way of a full set free for `tag` and owns its entry; [`WAYS`]: there is nothing that may go.
 #[inline(always)]
 fn evict<A: Address, T: Tables<A>>(tables: &T, set: SetRef<'_, A>, tag: u64, now: u64) -> usize {
-    let mut best = u64::MAX;
+    let mut best = NEVER << 4;
     let mut way = 0;
     while way < WAYS {
         if let Some(flow) = set.flow(way) {
-            // The way goes along in the lowest bits, so that the verifier sees a number and not eleven paths.
-            let rank = rank(flow, now).wrapping_add(set.zero());
-            let candidate = rank << 4 | way as u64;
-            if rank != u64::MAX && candidate < best {
-                best = candidate;
-            }
+            // The way goes along in the lowest bits, and what the verifier knows of the numbers is taken from it: it would
+            // follow every order that the ways may have.
+            let candidate = (rank(flow, now) << 4 | way as u64).wrapping_add(set.zero());
+            best = (if candidate < best { candidate } else { best }).wrapping_add(set.zero());
         }
         way += 1;
     }
-    if best == u64::MAX {
+    if best >= NEVER << 4 {
         return WAYS;
     }
     let victim = (best & 0xf) as usize;
@@ -605,15 +603,18 @@ fn evict<A: Address, T: Tables<A>>(tables: &T, set: SetRef<'_, A>, tag: u64, now
     victim
 }
 
+/// Above all ranks.
+const NEVER: u64 = 1 << 59;
+
 /// What gives way first, where something has to: an ended flow, the oldest first; then a half-open one or a tombstone;
 /// then the reverse entry of an ended flow that keeps its port at rest; then a flow idle beyond [`IDLE_LIMIT`].
-/// `u64::MAX`: never.
+/// [`NEVER`]: it stays.
 #[inline(always)]
 fn rank<A: Address>(flow: FlowRef<'_, A>, now: u64) -> u64 {
     let word = flow.seen();
     // Nobody's yet, or not any more.
     if word == 0 {
-        return u64::MAX;
+        return NEVER;
     }
     let class = if tcp::is_closing(word) {
         if tcp::must_rest(word) && word & mark::REVERSE != 0 { 2 } else { 0 }
@@ -622,7 +623,7 @@ fn rank<A: Address>(flow: FlowRef<'_, A>, now: u64) -> u64 {
     } else if now.wrapping_sub(flow.get().last_seen) as i64 > IDLE_LIMIT as i64 {
         3
     } else {
-        return u64::MAX;
+        return NEVER;
     };
     class << 52 | word >> mark::GENERATION_SHIFT
 }
