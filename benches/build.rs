@@ -28,7 +28,9 @@ fn main() -> Result<()> {
     }
     let status = cargo.status().with_context(|| format!("running {cargo:?}"))?;
     if !status.success() {
-        bail!("the BPF programs of the benchmark did not build; `cargo xtask setup` installs what that needs");
+        bail!(
+            "the BPF programs of the benchmark did not build; `cargo xtask setup` installs what that needs"
+        );
     }
     let object = target_dir.join("bpfel-unknown-none/release/bench-ebpf");
     std::fs::copy(&object, out.join("bench-ebpf"))

@@ -14,17 +14,8 @@ use crate::Effort;
 use crate::report::{Figure, Section, Spread, Table, Target};
 
 /// In this order; the names of scripts in `benches/peers/subjects`.
-const SUBJECTS: [&str; 9] = [
-    "direct",
-    "ecmp",
-    "nft",
-    "envoy",
-    "haproxy",
-    "nginx",
-    "headgate-xdp",
-    "headgate-tc",
-    "headgate-proxy",
-];
+const SUBJECTS: [&str; 9] =
+    ["direct", "ecmp", "nft", "envoy", "haproxy", "nginx", "headgate-xdp", "headgate-tc", "headgate-proxy"];
 /// For a first look.
 const QUICK_SUBJECTS: [&str; 4] = ["ecmp", "envoy", "headgate-tc", "headgate-proxy"];
 /// What the others are compared with: routing without any state.
@@ -169,12 +160,15 @@ fn errors(order: &[&str], subjects: &BTreeMap<String, Rounds>) -> Table {
 
 fn memory(idle: &BTreeMap<String, Value>) -> Table {
     let rows = idle.iter().map(|(subject, figures)| {
-        let bytes = |key: &str| figures[key].as_f64().map_or_else(|| "-".to_owned(), |bytes| format!("{bytes:.0}"));
+        let bytes =
+            |key: &str| figures[key].as_f64().map_or_else(|| "-".to_owned(), |bytes| format!("{bytes:.0}"));
         vec![subject.clone(), bytes("lb_rss_b_per_conn"), bytes("machine_b_per_conn")]
     });
     Table {
         title: "Memory of an idle connection, bytes".to_owned(),
-        columns: ["subject", "process", "whole machine, both ends' sockets included"].map(str::to_owned).into(),
+        columns: ["subject", "process", "whole machine, both ends' sockets included"]
+            .map(str::to_owned)
+            .into(),
         rows: rows.collect(),
     }
 }
@@ -212,7 +206,10 @@ fn figures(subjects: &BTreeMap<String, Rounds>) -> Vec<Figure> {
             let name = "connections: new connections, headgate-tc, beside Envoy";
             figures.push(
                 Figure::new(name, Spread::of(&ours).median, "thousand/s")
-                    .relative_to("connections: new connections, envoy", Spread::of_ratios(&ours, &theirs).median)
+                    .relative_to(
+                        "connections: new connections, envoy",
+                        Spread::of_ratios(&ours, &theirs).median,
+                    )
                     .target(Target::AtLeast(2.5)),
             );
         }

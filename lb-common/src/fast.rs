@@ -91,7 +91,8 @@ fn family<'t, A: Address, P: Packet, T: Tables<A>>(env: &Env, packet: &mut P, ta
         return without_entry(env, &head, &headers, tables);
     };
     const FLOW: u64 = mark::ESTABLISHED | tcp::state::ALL;
-    if flow.seen() & FLOW != mark::ESTABLISHED || headers.flags & (flags::SYN | flags::FIN | flags::RST) != 0 {
+    if flow.seen() & FLOW != mark::ESTABLISHED || headers.flags & (flags::SYN | flags::FIN | flags::RST) != 0
+    {
         return Done::Nothing;
     }
     let Some(next) = tables.next_hop(flow.get().hop as u32) else { return Done::Nothing };
@@ -199,8 +200,10 @@ fn parse_tcp<A: Address>(head: &Head<'_>, ip: &Ip) -> Option<Headers<A>> {
         return None;
     }
     let (source, destination, ports) = if A::V6 {
-        let words = [head.get::<u32, 22>(), head.get::<u32, 26>(), head.get::<u32, 30>(), head.get::<u32, 34>()];
-        let others = [head.get::<u32, 38>(), head.get::<u32, 42>(), head.get::<u32, 46>(), head.get::<u32, 50>()];
+        let words =
+            [head.get::<u32, 22>(), head.get::<u32, 26>(), head.get::<u32, 30>(), head.get::<u32, 34>()];
+        let others =
+            [head.get::<u32, 38>(), head.get::<u32, 42>(), head.get::<u32, 46>(), head.get::<u32, 50>()];
         (A::from_words(words), A::from_words(others), head.get::<u32, 54>())
     } else {
         let first = |word| A::from_words([word, 0, 0, 0]);

@@ -160,8 +160,8 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
         return Verdict::pass(Reason::ABANDONED);
     }
     let flow = forward.get();
-    let answers_syn =
-        segment.has(flags::ACK) && segment.ack.wrapping_sub(flow.isn.wrapping_add(1)) <= flow.syn_payload as u32;
+    let answers_syn = segment.has(flags::ACK)
+        && segment.ack.wrapping_sub(flow.isn.wrapping_add(1)) <= flow.syn_payload as u32;
     let Some((sent, hop)) = established::current(tables, reverse) else {
         return Verdict::drop(Reason::HOP_GONE);
     };

@@ -256,21 +256,30 @@ pub fn empty_set<A: Address>() -> FlowSet<A> {
 const HOST_FLOWS: u32 = 1 << 12;
 
 /// A flow table.
-struct FlowTable<A>(Vec<UnsafeCell<FlowSet<A>>>);
+struct FlowTable<A>(Box<UnsafeCell<[FlowSet<A>]>>);
 
 impl<A: Address> FlowTable<A> {
     fn new(sets: u32) -> Self {
-        Self((0..sets).map(|_| UnsafeCell::new(empty_set())).collect())
+        // SAFETY: zeroes are a set without entries; the cell is transparent, and the pointer just released.
+        Self(unsafe {
+            let sets = Box::into_raw(Box::<[FlowSet<A>]>::new_zeroed_slice(sets as usize).assume_init());
+            Box::from_raw(sets as *mut UnsafeCell<[FlowSet<A>]>)
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.0.get().len()
     }
 
     fn set(&self, index: u32) -> Option<SetRef<'_, A>> {
-        let cell = self.0.get(index as usize)?;
-        // SAFETY: the cell lives as long as `self` and is only reached by `SetRef`s.
-        Some(unsafe { SetRef::new(NonNull::new(cell.get())?) })
+        let index = Some(index as usize).filter(|index| *index < self.len())?;
+        // SAFETY: inside the slice, which lives as long as `self` and is only reached by `SetRef`s.
+        Some(unsafe { SetRef::new(NonNull::new(self.0.get().cast::<FlowSet<A>>().add(index))?) })
     }
 
     fn entries(&self) -> Vec<Flow<A>> {
-        let sets = (0..self.0.len()).filter_map(|index| self.set(index as u32));
+        let sets = (0..self.len()).filter_map(|index| self.set(index as u32));
+        let sets = sets.filter(|set| !set.is_empty());
         let flows = sets.flat_map(|set| (0..WAYS).filter_map(move |way| set.flow(way)));
         flows.filter(|flow| flow.seen() != 0).map(|flow| *flow.get()).collect()
     }
@@ -342,7 +351,7 @@ impl<A: Address + std::hash::Hash> FamilyTables<A> {
     /// A copy of the flow table.
     pub fn sets(&self) -> Vec<FlowSet<A>> {
         // SAFETY: read in tests that have stopped writing.
-        self.flows.0.iter().map(|cell| unsafe { *cell.get() }).collect()
+        unsafe { (*self.flows.0.get()).to_vec() }
     }
 
     /// An empty flow table for so many flows.
@@ -417,7 +426,7 @@ macro_rules! host_tables {
     ($address:ty, $family:ident) => {
         impl Tables<$address> for HostTables {
             fn flow_sets(&self) -> u32 {
-                self.$family.flows.0.len() as u32
+                self.$family.flows.len() as u32
             }
 
             fn seed(&self) -> u64 {

@@ -83,7 +83,9 @@ pub fn decode<'t, A: Address, T: Tables<A>>(tables: &'t T, code: Code) -> Verdic
         way => {
             let Some(work) = tables.work() else { return Verdict::drop(Reason::REWRITE_FAILED) };
             let flow = FlowRef::from_mut(work.chosen.get_mut());
-            let Some(hop) = tables.next_hop(flow.get().hop as u32) else { return Verdict::drop(Reason::HOP_GONE) };
+            let Some(hop) = tables.next_hop(flow.get().hop as u32) else {
+                return Verdict::drop(Reason::HOP_GONE);
+            };
             let output = if way == HOP { Output::Hop(hop) } else { Output::Neighbour(hop) };
             Verdict::forward(reason, flow, output)
         }

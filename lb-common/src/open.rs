@@ -96,7 +96,10 @@ fn is_live<A: Address>(segment: &Segment<A>, flow: FlowRef<'_, A>) -> bool {
 /// What [`Tables::open`] does: chooses a backend. `None`: that is done, and [`finish`] is to follow; else the SYN goes
 /// another way.
 #[inline(always)]
-pub(crate) fn begin<'t, A: Address, T: Tables<A>>(tables: &'t T, work: &'t Work<A>) -> Option<Verdict<'t, A>> {
+pub(crate) fn begin<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
+    work: &'t Work<A>,
+) -> Option<Verdict<'t, A>> {
     let (segment, env) = (work.segment.get(), work.env.get());
     // What this SYN takes the place of: an earlier attempt, which it may go on from, or what has ended.
     let old = table::look_up(tables, &segment.key);

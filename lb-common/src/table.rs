@@ -356,7 +356,10 @@ pub fn look_up<'t, A: Address, T: Tables<A>>(tables: &'t T, key: &Key<A>) -> Opt
     if spot == NOWHERE {
         return None;
     }
-    tables.flow_set(spot >> 4)?.flow((spot & 0xf) as usize).filter(|flow| flow.seen() != 0 && flow.get().key.is(key))
+    tables
+        .flow_set(spot >> 4)?
+        .flow((spot & 0xf) as usize)
+        .filter(|flow| flow.seen() != 0 && flow.get().key.is(key))
 }
 
 /// What [`Tables::seek`] returns where there is no such entry.
@@ -511,11 +514,8 @@ pub fn settle<A: Address, T: Tables<A>>(tables: &T, index: u32, tag: u32, how: u
     let (Some(set), Some(work)) = (tables.flow_set(index), tables.work()) else { return inserted::FULL };
     let flow = chosen(work, how);
     let tag = tag as u64;
-    let way = if how & which::EVICT == 0 {
-        set.take_way(tag)
-    } else {
-        evict(tables, set, tag, work.env.get().now)
-    };
+    let way =
+        if how & which::EVICT == 0 { set.take_way(tag) } else { evict(tables, set, tag, work.env.get().now) };
     let Some(room) = set.room(way) else { return inserted::FULL };
     let is_stray = tag & 1 != 0;
     if is_stray {
@@ -534,8 +534,8 @@ pub fn settle<A: Address, T: Tables<A>>(tables: &T, index: u32, tag: u32, how: u
     inserted::DONE
 }
 
-/// Whether somebody is putting an entry of the same tag into the other set than `set`, in which a way was just taken. What
-/// was there before was looked at before: another key's.
+/// Whether the other set than `set`, in which a way was just taken, has the key by now, or somebody is putting an entry of
+/// the same tag there.
 #[inline(always)]
 fn is_contested<A: Address, T: Tables<A>>(
     tables: &T,
@@ -552,7 +552,9 @@ fn is_contested<A: Address, T: Tables<A>>(
         here.second(sets)
     };
     match tables.flow_set(other) {
-        Some(other) => other.flow(other.way(here.tag ^ 1)).is_some_and(|flow| flow.seen() == 0),
+        Some(other) => {
+            other.flow(other.way(here.tag ^ 1)).is_some_and(|other| other.may_have(&flow.get().key))
+        }
         None => true,
     }
 }
@@ -584,9 +586,11 @@ fn evict<A: Address, T: Tables<A>>(tables: &T, set: SetRef<'_, A>, tag: u64, now
         return WAYS;
     }
     let victim = (best & 0xf) as usize;
+    tables.between();
     let Some(flow) = set.flow(victim) else { return WAYS };
     let old_tag = set.tag(victim);
-    if !flow.claim() {
+    // As it was when it was chosen: by now the handshake may be complete, or another entry here.
+    if rank(flow, now) << 4 | victim as u64 != best || !flow.claim() {
         return WAYS;
     }
     tables.between();
@@ -655,6 +659,7 @@ pub fn remove<A: Address, T: Tables<A>>(tables: &T, key: &Key<A>, word: u64, mas
     if (flow.seen() ^ word) & mask != 0 || !set.free(way, flow) {
         return false;
     }
+    tables.between();
     if is_stray {
         add_stray(tables, work.sought.get(), false);
     }

@@ -13,8 +13,8 @@ use aya_ebpf::macros::btf_map;
 use lb_common::table::{self, FlowSet, SetRef, sets};
 use lb_common::tables::{
     Backend, Live, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, MAX_ROUTES, MAX_SERVICES, MAX_SLOTS,
-    MAX_SNAT_ADDRESSES, MAX_SNAT_PORTS, NextHop, Opened, PORTS_A_VALUE, REASON_SLOTS, Service, ServiceKey, Settings, Window,
-    reason_index,
+    MAX_SNAT_ADDRESSES, MAX_SNAT_PORTS, NextHop, Opened, PORTS_A_VALUE, REASON_SLOTS, Service, ServiceKey,
+    Settings, Window, reason_index,
 };
 use lb_common::work::{RouteKey, Work};
 use lb_common::{Address, Env, Reason, Rung, Segment, Tables, V4, V6, off_path, open};
@@ -64,7 +64,8 @@ static NEXT_HOPS: Array<NextHop, { MAX_NEXT_HOPS as usize }, MAPPED> = Array::ne
 #[btf_map]
 static SNAT_ADDRESSES: Array<[u32; 4], { MAX_SNAT_ADDRESSES as usize }> = Array::new();
 #[btf_map]
-static SNAT_PORTS: Array<[u16; PORTS_A_VALUE as usize], { (MAX_SNAT_PORTS / PORTS_A_VALUE) as usize }> = Array::new();
+static SNAT_PORTS: Array<[u16; PORTS_A_VALUE as usize], { (MAX_SNAT_PORTS / PORTS_A_VALUE) as usize }> =
+    Array::new();
 #[btf_map]
 static SETTINGS: Array<Settings, 1, MAPPED> = Array::new();
 #[btf_map]
@@ -216,8 +217,38 @@ macro_rules! family {
         }
     };
 }
-family!(V4, 0, FLOWS4, SERVICES4, ROUTES4, WORK4, off_path4, open4, choose4, reserve_port4, finish4, seek4, insert4, settle4);
-family!(V6, 1, FLOWS6, SERVICES6, ROUTES6, WORK6, off_path6, open6, choose6, reserve_port6, finish6, seek6, insert6, settle6);
+family!(
+    V4,
+    0,
+    FLOWS4,
+    SERVICES4,
+    ROUTES4,
+    WORK4,
+    off_path4,
+    open4,
+    choose4,
+    reserve_port4,
+    finish4,
+    seek4,
+    insert4,
+    settle4
+);
+family!(
+    V6,
+    1,
+    FLOWS6,
+    SERVICES6,
+    ROUTES6,
+    WORK6,
+    off_path6,
+    open6,
+    choose6,
+    reserve_port6,
+    finish6,
+    seek6,
+    insert6,
+    settle6
+);
 
 /// The kernel's tables of one family.
 pub(crate) struct KernelTables<A>(PhantomData<A>);

@@ -82,15 +82,24 @@ fn parse_into_work<const FRAGS: bool>(frame: &Frame<FRAGS>) -> u32 {
     let mut env = frame.env();
     env.scattered = FRAGS && frame.len() > frame.linear();
     match parse_link(frame) {
-        Ok(link) if link.ethertype == ethertype::IPV4 => parse_family::<V4, FRAGS>(frame, link, &env, PARSED4),
-        Ok(link) if link.ethertype == ethertype::IPV6 => parse_family::<V6, FRAGS>(frame, link, &env, PARSED6),
+        Ok(link) if link.ethertype == ethertype::IPV4 => {
+            parse_family::<V4, FRAGS>(frame, link, &env, PARSED4)
+        }
+        Ok(link) if link.ethertype == ethertype::IPV6 => {
+            parse_family::<V6, FRAGS>(frame, link, &env, PARSED6)
+        }
         Ok(_) => Reason::NOT_IP.number(),
         Err(reason) => reason.number(),
     }
 }
 
 #[inline(always)]
-fn parse_family<A: Family, const FRAGS: bool>(frame: &Frame<FRAGS>, link: Link, env: &Env, parsed: u32) -> u32 {
+fn parse_family<A: Family, const FRAGS: bool>(
+    frame: &Frame<FRAGS>,
+    link: Link,
+    env: &Env,
+    parsed: u32,
+) -> u32 {
     match parse::parse::<A, _>(frame, link) {
         Ok(segment) if KernelTables::<A>::new().put(env, &segment) => parsed,
         Ok(_) => Reason::NO_FLOW.number(),

@@ -104,6 +104,17 @@ pub fn flow_table<A: Address>(ebpf: &Ebpf, name: &str) -> Result<FlowTable<A>> {
     FlowTable::new(MapData::from_id(data.info()?.id())?, seed)
 }
 
+/// Flows that the tables of either family are for.
+pub fn max_flows(ebpf: &Ebpf) -> Result<u32> {
+    Ok(flow_table::<V4>(ebpf, names::FLOWS4)?.max_flows())
+}
+
+/// How many flows were opened and closed, by family.
+pub fn live(ebpf: &Ebpf) -> Result<[Live; 2]> {
+    let map: Array<_, Live> = ebpf.map(names::LIVE).context("no counts of flows")?.try_into()?;
+    Ok([map.get(&0, 0)?, map.get(&1, 0)?])
+}
+
 /// Takes all entries out.
 fn clear_flows<A: Address>(ebpf: &Ebpf, name: &str) -> Result<()> {
     let table = flow_table::<A>(ebpf, name)?;
@@ -123,8 +134,8 @@ pub fn evict_half_open<A: Address>(ebpf: &Ebpf, name: &str, key: &Key<A>) -> Res
     Ok(())
 }
 
-/// What stands in the flow table of a family that is not the same in `host`; nothing if all is. Times are not compared,
-/// and of the generations only which entries have the same.
+/// What stands in the flow table of a family that is not the same in `host`, whose table has the same size, or not in the
+/// same place; nothing if all is. Times are not compared, and of the generations only which entries have the same.
 pub fn differences<A: Address + Hash + Debug>(
     ebpf: &Ebpf,
     name: &str,
@@ -132,14 +143,22 @@ pub fn differences<A: Address + Hash + Debug>(
 ) -> Result<Vec<String>> {
     let mut differences = Vec::new();
     let mut generations = BTreeMap::new();
-    let entries = flow_table::<A>(ebpf, name)?.entries()?;
+    let table = flow_table::<A>(ebpf, name)?;
+    for (index, wanted) in (0..table.sets()).zip(host.sets()) {
+        let set = table.set(index)?;
+        if (set.tags, set.strays) != (wanted.tags, wanted.strays) {
+            let (theirs, ours) = ((set.tags, set.strays), (wanted.tags, wanted.strays));
+            differences.push(format!("{name}: set {index}\n  kernel {theirs:x?}\n  host   {ours:x?}"));
+        }
+    }
+    let entries = table.entries()?;
     let mut found: HashMap<Key<A>, Flow<A>> = entries.into_iter().map(|flow| (flow.key, flow)).collect();
     for wanted in host.established_entries().into_iter().chain(host.half_open_entries()) {
         let Some(mut entry) = found.remove(&wanted.key) else {
             differences.push(format!("{name}: the kernel has no {:?}", wanted.key));
             continue;
         };
-        let known = *generations.entry(entry.generation()).or_insert(wanted.generation());
+        let known = *generations.entry(entry.generation()).or_insert_with(|| wanted.generation());
         entry.word = entry.word & !mark::GENERATION | known << mark::GENERATION_SHIFT;
         entry.last_seen = wanted.last_seen;
         let (theirs, ours) = (format!("{entry:?}"), format!("{wanted:?}"));

@@ -5,8 +5,8 @@ use crate::world::{BOTH, Connection, RUNGS, SECOND, World, client_packet};
 use lb_common::balance::policy::{MAGLEV, RANDOM, ROUND_ROBIN, SOURCE_IP};
 use lb_common::host_packets::PacketBuilder;
 use lb_common::host_scenario::{client, vip};
-use lb_common::tcp::flags::{ACK, FIN, RST, SYN};
 use lb_common::table;
+use lb_common::tcp::flags::{ACK, FIN, RST, SYN};
 use lb_common::{Reason, V4};
 
 fn worlds(backends: u32) -> impl Iterator<Item = (World, bool)> {

@@ -1,218 +1,21 @@
-//! Several CPUs at once: packets that are worked on by threads of which one at a time may go on, from one operation
-//! on the tables to the next, as a schedule says. Small cases run under every schedule with few switches, larger ones
-//! under random schedules.
+//! Several CPUs at once: packets that are worked on by threads as a schedule says. Small cases run under every schedule
+//! with few switches, larger ones under random schedules.
 
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex, MutexGuard};
 
 use lb_common::balance::policy::ROUND_ROBIN;
-use lb_common::host::{Frame, HostTables, run};
+use lb_common::host::{Frame, run};
 use lb_common::host_packets::PacketBuilder;
 use lb_common::host_scenario::{BACKEND_SIDE, CLIENT_SIDE, client, vip};
-use lb_common::off_path;
-use lb_common::open;
 use lb_common::reason::Fate;
-use lb_common::table::{self, SetRef};
-use lb_common::tables::{Backend, NextHop, Service, ServiceKey, Settings, Window};
 use lb_common::tcp::flags::{ACK, FIN, SYN};
-use lb_common::work::Work;
-use lb_common::{Flow, Reason, Rung, Tables, V4, V6};
+use lb_common::{Flow, Reason, Rung, V4};
 use proptest::prelude::*;
 
+use crate::schedule::{self, Interleaved, Plan, Told, each_plan};
 use crate::world::{BOTH, Connection, World, client_packet};
-
-/// More operations than any packet needs, for all threads together.
-const MAX_STEPS: usize = 2_000;
-
-/// Who may go on, and for how long.
-#[derive(Clone, Debug)]
-enum Plan {
-    /// This thread begins, and at these operations (counted over all threads) the next one takes over.
-    Switches { first: usize, at: Vec<usize> },
-    /// Before each operation the next of these is taken, modulo the number of threads that have not finished.
-    Draws(Vec<usize>),
-}
-
-struct State {
-    turn: usize,
-    unfinished: Vec<usize>,
-    steps: usize,
-}
-
-struct Scheduler {
-    plan: Plan,
-    state: Mutex<State>,
-    moved: Condvar,
-}
-
-impl Scheduler {
-    fn new(threads: usize, plan: Plan) -> Self {
-        let turn = match &plan {
-            Plan::Switches { first, .. } => first % threads,
-            Plan::Draws(draws) => draws.first().unwrap_or(&0) % threads,
-        };
-        let state = State { turn, unfinished: (0..threads).collect(), steps: 0 };
-        Self { plan, state: Mutex::new(state), moved: Condvar::new() }
-    }
-
-    fn wait_for_turn(&self, thread: usize) -> MutexGuard<'_, State> {
-        let state = self.state.lock().expect("no panic while locked");
-        self.moved.wait_while(state, |state| state.turn != thread).expect("no panic while locked")
-    }
-
-    /// An operation of `thread` is to come.
-    fn step(&self, thread: usize) {
-        let mut state = self.wait_for_turn(thread);
-        let step = state.steps;
-        state.steps += 1;
-        let at = state.unfinished.iter().position(|other| *other == thread).expect("unfinished");
-        let next = match &self.plan {
-            Plan::Switches { at: switches, .. } => at + switches.contains(&step) as usize,
-            Plan::Draws(draws) => draws.get(step).copied().unwrap_or(at),
-        };
-        state.turn = state.unfinished[next % state.unfinished.len()];
-        self.moved.notify_all();
-        drop(state);
-        assert!(step < MAX_STEPS, "no end in sight");
-        drop(self.wait_for_turn(thread));
-    }
-}
-
-/// Hands on the turn when a thread ends, even by a panic.
-struct Finish<'s>(&'s Scheduler, usize);
-
-impl Drop for Finish<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.state.lock().expect("no panic while locked");
-        state.unfinished.retain(|thread| *thread != self.1);
-        if state.turn == self.1
-            && let Some(next) = state.unfinished.first()
-        {
-            state.turn = *next;
-        }
-        self.0.moved.notify_all();
-    }
-}
-
-/// The tables as one packet sees them: something may happen before each operation on what others change.
-struct Interleaved<'s> {
-    tables: &'s HostTables,
-    before: &'s dyn Fn(),
-}
-
-impl Interleaved<'_> {
-    fn inner<A: lb_common::Address>(&self) -> &HostTables
-    where
-        HostTables: Tables<A>,
-    {
-        (self.before)();
-        self.tables
-    }
-}
-
-macro_rules! interleaved {
-    ($address:ty) => {
-        impl Tables<$address> for Interleaved<'_> {
-            fn flow_sets(&self) -> u32 {
-                Tables::<$address>::flow_sets(self.tables)
-            }
-            fn seed(&self) -> u64 {
-                Tables::<$address>::seed(self.tables)
-            }
-            fn flow_set(&self, index: u32) -> Option<SetRef<'_, $address>> {
-                self.inner::<$address>().flow_set(index)
-            }
-            fn has_ordered_stores(&self) -> bool {
-                Tables::<$address>::has_ordered_stores(self.tables)
-            }
-            fn between(&self) {
-                (self.before)();
-            }
-            fn count_closed(&self) {
-                Tables::<$address>::count_closed(self.inner::<$address>());
-            }
-            fn finish(&self, how: u32) -> off_path::Code {
-                off_path::finish::<$address, _>(self, how)
-            }
-            fn seek(&self) -> u32 {
-                table::seek::<$address, _>(self)
-            }
-            fn insert(&self, which: u32) -> u32 {
-                table::insert::<$address, _>(self, which)
-            }
-            fn settle(&self, set: u32, tag: u32, how: u32) -> u32 {
-                table::settle::<$address, _>(self, set, tag, how)
-            }
-            fn live(&self) -> u64 {
-                Tables::<$address>::live(self.inner::<$address>())
-            }
-            fn count_opened(&self, backend: u32, rung: Rung) {
-                Tables::<$address>::count_opened(self.inner::<$address>(), backend, rung)
-            }
-
-            // What follows belongs to the thread, or is the agent's, who is not here.
-            fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {
-                self.tables.service(key)
-            }
-            fn window(&self, cluster: u32) -> Option<Window> {
-                Tables::<$address>::window(self.tables, cluster)
-            }
-            fn cursor(&self, cluster: u32) -> u32 {
-                Tables::<$address>::cursor(self.tables, cluster)
-            }
-            fn set_cursor(&self, cluster: u32, position: u32) {
-                Tables::<$address>::set_cursor(self.tables, cluster, position)
-            }
-            fn slot(&self, index: u32) -> Option<u32> {
-                Tables::<$address>::slot(self.tables, index)
-            }
-            fn backend(&self, index: u32) -> Option<&Backend> {
-                Tables::<$address>::backend(self.tables, index)
-            }
-            fn next_hop(&self, index: u32) -> Option<&NextHop> {
-                Tables::<$address>::next_hop(self.tables, index)
-            }
-            fn route(&self, address: $address) -> Option<u32> {
-                self.tables.route(address)
-            }
-            fn snat_address(&self, index: u32) -> Option<$address> {
-                self.tables.snat_address(index)
-            }
-            fn snat_port(&self, index: u32) -> Option<u16> {
-                Tables::<$address>::snat_port(self.tables, index)
-            }
-            fn settings(&self) -> Option<Settings> {
-                Tables::<$address>::settings(self.tables)
-            }
-            fn work(&self) -> Option<&Work<$address>> {
-                self.tables.work()
-            }
-            fn handle_off_path(&self) -> off_path::Code {
-                off_path::handle::<$address, _>(self)
-            }
-            fn open(&self, fresh: u32) -> off_path::Code {
-                off_path::open::<$address, _>(self, fresh)
-            }
-            fn choose(&self) -> u32 {
-                open::choose::<$address, _>(self)
-            }
-            fn reserve_port(&self) -> u32 {
-                open::reserve_port::<$address, _>(self)
-            }
-            fn random(&self) -> u32 {
-                Tables::<$address>::random(self.tables)
-            }
-            fn precise_now(&self) -> u64 {
-                Tables::<$address>::precise_now(self.tables)
-            }
-        }
-    };
-}
-interleaved!(V4);
-interleaved!(V6);
 
 /// What became of one of several packets.
 #[derive(Debug)]
@@ -243,23 +46,10 @@ fn handle(world: &World, ingress: u32, packet: &PacketBuilder, before: &dyn Fn()
 
 /// Handles the packets at once; also says how many operations they took.
 fn at_once(world: &World, packets: &[(u32, PacketBuilder)], plan: Plan) -> (Vec<Outcome>, usize) {
-    let scheduler = Scheduler::new(packets.len(), plan);
-    let outcomes = std::thread::scope(|scope| {
-        let threads: Vec<_> = packets
-            .iter()
-            .enumerate()
-            .map(|(thread, (ingress, packet))| {
-                let scheduler = &scheduler;
-                scope.spawn(move || {
-                    let _finish = Finish(scheduler, thread);
-                    handle(world, *ingress, packet, &|| scheduler.step(thread))
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    });
-    let steps = scheduler.state.lock().expect("no panic while locked").steps;
-    (outcomes, steps)
+    schedule::at_once(packets.len(), plan, &|thread, before| {
+        let (ingress, packet) = &packets[thread];
+        handle(world, *ingress, packet, before)
+    })
 }
 
 /// One case: a world and the packets to handle in it at once, and what must hold afterwards.
@@ -284,25 +74,7 @@ impl Case<'_> {
 
     /// Every schedule with up to two switches between the threads, besides those at their ends.
     fn run_all(&self) {
-        let threads = (self.packets)(&(self.world)()).len();
-        for first in 0..threads {
-            let steps = self.run(Plan::Switches { first, at: vec![] });
-            for one in 0..steps {
-                for two in one..steps {
-                    let at = if one == two { vec![one] } else { vec![one, two] };
-                    self.run(Plan::Switches { first, at });
-                }
-            }
-        }
-    }
-}
-
-/// Names the schedule if a check fails.
-struct Told(String);
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        eprintln!("{}", self.0);
+        each_plan((self.packets)(&(self.world)()).len(), |plan| self.run(plan));
     }
 }
 
@@ -428,8 +200,7 @@ fn copies_of_a_first_syn_count_as_one_attempt() {
         packets: &|_| vec![syn(1, 7), syn(1, 7)],
         check: &|world, outcomes| {
             let sent = outcomes.iter().filter(|outcome| outcome.fate() == Fate::Forwarded);
-            let backends: HashSet<_> =
-                sent.map(|outcome| opened(outcome, 1, 7).backend).collect();
+            let backends: HashSet<_> = sent.map(|outcome| opened(outcome, 1, 7).backend).collect();
             assert_eq!(backends.len(), 1);
             one_connection(world, outcomes, 7);
         },
@@ -628,27 +399,11 @@ fn interrupted(
     story: &(dyn Fn(&World) + Sync),
     check: &dyn Fn(&World, &Outcome),
 ) {
-    let mut at = 0;
-    loop {
-        let (world, step) = (world(), Cell::new(0));
-        let outcome = handle(&world, ingress, &packet, &|| {
-            let now = step.replace(step.get() + 1);
-            if now == at {
-                // The room to work in is the thread's, hence another one.
-                std::thread::scope(|scope| {
-                    let world = &world;
-                    scope.spawn(move || story(world));
-                });
-            }
-        });
-        if step.get() <= at {
-            break;
-        }
-        check(&world, &outcome);
-        check_pairs(&world);
-        at += 1;
-    }
-    assert!(at > 5, "a packet of {at} operations");
+    let check = |world: &World, outcome: Outcome| {
+        check(world, &outcome);
+        check_pairs(world);
+    };
+    schedule::interrupted(world, &|world, before| handle(world, ingress, &packet, before), story, &check);
 }
 
 /// A CPU dawdles over a copy of a SYN while the others carry the connection through its handshake.

@@ -11,5 +11,7 @@ mod lifecycle;
 mod links;
 mod pass_up;
 mod random;
+mod schedule;
 mod table;
+mod table_at_once;
 mod world;

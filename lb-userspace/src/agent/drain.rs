@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lb_common::tcp::is_closing;
 use lb_common::Address;
+use lb_common::tcp::is_closing;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::interval;
 

@@ -50,6 +50,8 @@ pub struct KernelSide {
     indices: Indices,
     contents: Contents,
     moved: MovedRoutes,
+    /// The flow tables are not swept before.
+    next_sweep: Instant,
     /// What the flows referred to at the last sweep.
     usage: Usage,
     /// Idle timeouts also of listeners that are gone, for as long as they have flows.
@@ -58,6 +60,9 @@ pub struct KernelSide {
     dirty: bool,
     draining: bool,
 }
+
+/// How many times as long as a sweep of the flow tables took there is none: it takes 2 % of a CPU at the most.
+const SWEEP_PAUSE: u32 = 50;
 
 /// Neighbours that the kernel is to keep resolved.
 #[derive(Default)]
@@ -107,6 +112,7 @@ impl KernelSide {
             contents,
             moved,
             usage: Usage::default(),
+            next_sweep: Instant::now(),
             idle: IdleTimeouts::new(),
             dirty: false,
             draining: false,
@@ -189,17 +195,22 @@ impl KernelSide {
         self.interfaces.attach(&mut self.kernel, &self.pins, config, network, &self.paths).await
     }
 
-    /// Vouches for the next hops, takes ended flows out and finds out what the others need. Whether the maps have to be
-    /// updated for it.
+    /// Vouches for the next hops and, unless a sweep of the flow tables took so long that it would be too often, takes ended
+    /// flows out and finds out what the others need. `None`: that is not due yet. Else whether the maps have to be updated
+    /// for it.
     pub async fn housekeep(
         &mut self,
         config: &Config,
         endpoints: &Endpoints,
         network: &Snapshot,
-    ) -> Result<bool> {
+    ) -> Result<Option<bool>> {
         self.confirm();
         self.look_after_neighbours(network).await;
         self.try_endpoints(endpoints);
+        let begin = Instant::now();
+        if begin < self.next_sweep {
+            return Ok(None);
+        }
         for listener in &config.listeners {
             if let Some(id) = self.service_id(&listener.name) {
                 self.idle.insert(id, listener.idle_timeout);
@@ -209,10 +220,11 @@ impl KernelSide {
             let route = route_to_client(&self.contents);
             self.kernel.sweep(&self.idle, &Moved { hops: self.moved.hops(), route: &route })?
         };
+        self.next_sweep = begin + begin.elapsed() * SWEEP_PAUSE;
         let settled = self.moved.settle(monotonic_now(), |hop| self.usage.is_astray(hop));
         let released = self.release_indices(endpoints);
         self.idle.retain(|&id, _| self.indices.services.is_taken(id));
-        Ok(settled || released || self.dirty)
+        Ok(Some(settled || released || self.dirty))
     }
 
     /// Vouches for the next hops.

@@ -283,7 +283,8 @@ impl Agent {
         let mut changed = false;
         if let Some(kernel) = &mut self.kernel {
             match kernel.housekeep(&self.config, &self.endpoints, &self.network).await {
-                Ok(wanted) => changed = wanted,
+                Ok(Some(wanted)) => changed = wanted,
+                Ok(None) => return,
                 Err(error) => log::error!("taking ended flows out: {error:#}"),
             }
         }

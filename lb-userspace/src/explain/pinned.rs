@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use anyhow::Result;
 use aya::maps::{Array, MapData, PerCpuArray};
 use lb_common::table::FlowSet;
-use lb_common::tables::{Backend, Live, NextHop, PORTS_A_VALUE, Service, ServiceKey, Settings, Window, names};
+use lb_common::tables::{
+    Backend, Live, NextHop, PORTS_A_VALUE, Service, ServiceKey, Settings, Window, names,
+};
 use lb_common::{Flow, Key};
 
 use super::overlay::Source;

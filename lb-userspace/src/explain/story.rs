@@ -217,8 +217,10 @@ where
     }
 
     fn tell_established(&mut self, flow: &Flow<A>) {
-        let peer =
-            self.source.established(&flow.out.reversed()).filter(|peer| peer.generation() == flow.generation());
+        let peer = self
+            .source
+            .established(&flow.out.reversed())
+            .filter(|peer| peer.generation() == flow.generation());
         let state = flow.word | peer.map_or(0, |peer| peer.word);
         let last_seen = flow.last_seen.max(peer.map_or(0, |peer| peer.last_seen));
         let here = flow.payload_bytes();

@@ -74,8 +74,7 @@ pub(super) fn read<A: Family>(context: &Context<'_>) -> Result<Vec<FlowEntry>> {
         let known = hop > 0 && hop < context.hops.len();
         known.then(|| context.devices.name(context.hops.get(hop).ifindex))
     };
-    let mut rows: Vec<FlowEntry> =
-        entries.iter().map(|flow| decode(flow, context.now, &device)).collect();
+    let mut rows: Vec<FlowEntry> = entries.iter().map(|flow| decode(flow, context.now, &device)).collect();
     rows.sort_by_key(|row| (row.client, row.vip, row.generation, row.direction));
     Ok(rows)
 }

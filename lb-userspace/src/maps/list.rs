@@ -64,8 +64,7 @@ fn row(context: &Context<'_>, map: &Description) -> Result<MapRow> {
         key_bytes: info.key_size(),
         value_bytes: info.value_size(),
         capacity: info.max_entries(),
-        entries: entries(context, map)
-            .with_context(|| format!("counting the entries of {}", map.name))?,
+        entries: entries(context, map).with_context(|| format!("counting the entries of {}", map.name))?,
         memory_bytes: memory(&data),
     })
 }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use lb_common::V4;
 use lb_common::flow::{generation_at, mark};
 use lb_common::host::{HostTables, empty_flow};
 use lb_common::tables::{ServiceKey, Settings};
 use lb_common::tcp::{flags, state};
-use lb_common::V4;
 use serde_json::Value;
 
 use super::*;

@@ -1,7 +1,7 @@
+use lb_common::Flow;
 use lb_common::flow::{generation_at, mark};
 use lb_common::host::empty_flow;
 use lb_common::tcp::flags;
-use lb_common::Flow;
 
 use super::flow_entries::decode;
 use super::services::{Run, order, runs};

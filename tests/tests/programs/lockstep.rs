@@ -6,8 +6,8 @@ use lb_common::host::{Frame, HostTables, Result as HostResult, run};
 use lb_common::host_packets::PacketBuilder;
 use lb_common::parse::parse_link;
 use lb_common::reason::Fate;
-use lb_common::tables::names;
-use lb_common::{Env, Reason, Rung};
+use lb_common::tables::{Tables, names};
+use lb_common::{Env, Reason, Rung, V4, V6};
 use lb_tests::maps;
 use lb_tests::packet::answer_to;
 use lb_tests::prog::{Bed, Device, Devices, coarse_now};
@@ -66,8 +66,12 @@ impl Lockstep {
         self.start_with(rung, sample::tables(&self.bed.devices));
     }
 
-    /// Begins anew with these tables.
-    pub(crate) fn start_with(&mut self, rung: Rung, tables: HostTables) {
+    /// Begins anew with these tables. Those of the flows become as large as the kernel's: each entry then has the
+    /// same place, and has to give way to the same ones.
+    pub(crate) fn start_with(&mut self, rung: Rung, mut tables: HostTables) {
+        let max_flows = maps::max_flows(&self.bed.ebpf).expect("flow tables");
+        tables.v4.resize(max_flows);
+        tables.v6.resize(max_flows);
         maps::fill(&mut self.bed.ebpf, &tables).expect("the tables fit the maps");
         self.host = tables;
         self.rung = rung;
@@ -124,6 +128,9 @@ impl Lockstep {
         let (ebpf, host) = (&self.bed.ebpf, &self.host);
         let v4 = maps::differences(ebpf, names::FLOWS4, &host.v4).expect("readable maps");
         let v6 = maps::differences(ebpf, names::FLOWS6, &host.v6).expect("readable maps");
+        let live = maps::live(&self.bed.ebpf).expect("a readable map");
+        let live = live.map(|live| live.opened.wrapping_sub(live.closed));
+        assert_eq!(live, [Tables::<V4>::live(host), Tables::<V6>::live(host)], "flows that are counted");
         let differences = [v4, v6].concat();
         assert!(
             differences.is_empty(),
