@@ -52,6 +52,10 @@ pub(crate) fn current<'t, A: Address, T: Tables<A>>(
     let work = tables.work()?;
     let copy = work.chosen.get_mut();
     copy.copy_from(flow);
+    // Taken out meanwhile, and what was copied of two entries.
+    if !flow.is_current() {
+        return None;
+    }
     let index = tables.route(copy.out.destination).unwrap_or(0);
     tables.note(Step::Rerouted(index));
     copy.hop = index as u16;

@@ -105,7 +105,6 @@ fn family<'t, A: Address, P: Packet, T: Tables<A>>(env: &Env, packet: &mut P, ta
     tables.note(Step::FoundEstablished);
     write::<A>(&mut head, flow, next);
     let seq = u32::from_be(if A::V6 { head.get::<u32, 58>() } else { head.get::<u32, 38>() });
-    drop(head);
     let payload = headers.length - headers.headers;
     flow.count(env.now, payload, seq.wrapping_add(payload));
     let (check, entry) = (if A::V6 { 70 } else { 50 }, flow.get());
@@ -223,8 +222,7 @@ fn is_usable<A: Address>(env: &Env, flow: FlowRef<'_, A>, next: &NextHop) -> boo
     let resolved = if learned { hop::RESOLVED } else { 0 };
     let tags = if learned { flow.get().tags.count } else { next.tags.count };
     let takes = env.rung as u32 != Rung::Xdp as u32
-        || next.ifindex == env.ingress
-        || next.flags & hop::XDP != 0 && !env.scattered;
+        || !env.scattered && (next.ifindex == env.ingress || next.flags & hop::XDP != 0);
     (next.flags | resolved) & MASK == hop::USED | hop::RESOLVED
         && tags == 0
         && takes

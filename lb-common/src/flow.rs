@@ -462,6 +462,34 @@ mod tests {
         assert_eq!(flow.packets, 10);
     }
 
+    proptest::proptest! {
+        /// Segments of up to a window's length, lost, repeated and out of order, from any sequence number on: all bytes up
+        /// to the highest one count, once.
+        #[test]
+        fn payload_bytes_of_any_order(
+            isn in proptest::prelude::any::<u32>(),
+            syn_payload in 0u32..1400,
+            segments in proptest::collection::vec((-100_000i64..1_000_000_000, 0u32..70_000), 0..60),
+        ) {
+            let mut flow = crate::host::empty_flow::<V4>();
+            FlowRef::from_mut(&mut flow).set_isn(isn);
+            FlowRef::from_mut(&mut flow).count(1, syn_payload, isn.wrapping_add(1).wrapping_add(syn_payload));
+            // Offsets from the first byte.
+            let mut highest = u64::from(syn_payload);
+            let count = segments.len() as u64;
+            for (distance, payload) in segments {
+                let start = highest.saturating_add_signed(distance);
+                let end = start + u64::from(payload);
+                let seq_end = isn.wrapping_add(1).wrapping_add(end as u32);
+                FlowRef::from_mut(&mut flow).count(2, payload, seq_end);
+                // A segment without payload says nothing: it may be a probe from anywhere.
+                highest = if payload > 0 { highest.max(end) } else { highest };
+                proptest::prop_assert_eq!(flow.payload_bytes(), highest);
+            }
+            proptest::prop_assert_eq!(flow.packets, 1 + count);
+        }
+    }
+
     #[test]
     fn a_change_does_not_hit_another_entry_in_the_same_place() {
         let mut flow = crate::host::empty_flow::<V4>();

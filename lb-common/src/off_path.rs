@@ -157,6 +157,10 @@ pub fn encode<A: Address>(work: &Work<A>, verdict: &Verdict<'_, A>) -> Code {
         Action::Answer => ANSWER | verdict.mtu << 8,
         Action::Forward(flow, output) => {
             work.chosen.get_mut().copy_from(flow);
+            // Taken out meanwhile: what was copied may be of two entries.
+            if !flow.is_current() {
+                return Reason::FLOW_GONE.number() | DROP << 8;
+            }
             match output {
                 Output::Hop(_) => HOP,
                 Output::Neighbour(_) => NEIGHBOUR,

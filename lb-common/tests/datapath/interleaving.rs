@@ -1,16 +1,19 @@
 //! Several CPUs at once: packets that are worked on by threads as a schedule says. Small cases run under every schedule
 //! with few switches, larger ones under random schedules.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use lb_common::balance::policy::ROUND_ROBIN;
+use lb_common::flow::mark;
 use lb_common::host::{Frame, run};
 use lb_common::host_packets::PacketBuilder;
 use lb_common::host_scenario::{BACKEND_SIDE, CLIENT_SIDE, client, vip};
 use lb_common::reason::Fate;
-use lb_common::tcp::flags::{ACK, FIN, SYN};
+use lb_common::table;
+use lb_common::tcp::flags::{ACK, FIN, RST, SYN};
 use lb_common::{Flow, Reason, Rung, V4};
 use proptest::prelude::*;
 
@@ -467,6 +470,43 @@ fn a_slow_copy_of_a_syn_that_goes_up() {
     );
 }
 
+/// While a CPU works on a packet, its flow is taken out and others come in its place: the packet goes where it belongs or
+/// nowhere.
+#[test]
+fn a_packet_whose_flow_is_taken_out() {
+    let dropped = Cell::new(0);
+    for flags in [ACK | FIN, RST] {
+        let start = || {
+            let mut world = world(1);
+            // Two sets, so that the others find the same place.
+            world.tables.v4.resize(8);
+            let connection = world.connect(client(false, 1), 7);
+            (world, connection)
+        };
+        let packet = |connection: &Connection| connection.of_client().flags(flags).payload(b"last");
+        schedule::interrupted(
+            &start,
+            &|(world, connection), before| handle(world, CLIENT_SIDE, &packet(connection), before),
+            &|(world, _)| {
+                for flow in world.tables.v4.established_entries() {
+                    assert!(table::remove(&world.tables, &flow.key, flow.word, mark::GENERATION));
+                }
+                for n in 2..8 {
+                    world.on_client_side(&syn(n, 7).1).forwarded(Reason::NEW_FLOW);
+                }
+            },
+            &|(_, connection), outcome: Outcome| {
+                if outcome.fate() == Fate::Forwarded {
+                    assert_eq!(outcome.frame, connection.at_backend(&packet(connection)).build());
+                } else {
+                    dropped.set(dropped.get() + outcome.is(Reason::FLOW_GONE) as usize);
+                }
+            },
+        );
+    }
+    assert!(dropped.get() > 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -492,7 +532,7 @@ proptest! {
                 3 => syn_ack(&connection),
                 4 => (CLIENT_SIDE, connection.of_client()),
                 5 => (CLIENT_SIDE, connection.of_client().payload(b"data")),
-                _ => (BACKEND_SIDE, connection.of_backend().seq(0).flags(lb_common::tcp::flags::RST)),
+                _ => (BACKEND_SIDE, connection.of_backend().seq(0).flags(RST)),
             })
             .collect();
         let (outcomes, _) = at_once(&world, &packets, Plan::Draws(draws));

@@ -45,9 +45,8 @@ impl Scene {
         };
         match change {
             Change::Insert(number) => {
-                if insert(tables, &flow::<V4>(number, NOW, mark::ESTABLISHED), NOW) == inserted::DONE {
-                    add(number, 1);
-                }
+                let done = insert(tables, &flow::<V4>(number, NOW, mark::ESTABLISHED), NOW) == inserted::DONE;
+                add(number, done as i32);
             }
             Change::Open(number) => _ = insert(tables, &flow::<V4>(number, NOW, 0), NOW),
             Change::Remove(number) => {
@@ -129,7 +128,7 @@ fn a_slow_change() {
         &[Change::Open(subject), Change::Establish(subject)],
         &[Change::Remove(half_open), Change::Insert(subject)],
     ];
-    for (first, second) in [(1, 0), (6, 0), (7, 0), (9, 5), (9, 10), (10, 0), (10, 9), (10, 10)] {
+    for (first, second) in [(6, 0), (7, 0), (9, 10), (10, 0), (10, 10)] {
         for slow in slow {
             for story in &stories {
                 schedule::interrupted(
@@ -214,20 +213,17 @@ where
                     let found = table::find(tables, &entry.key);
                     match (random >> 32 & 7, found) {
                         (0..3, _) => {
-                            if insert(tables, &entry, now) == inserted::DONE {
-                                count(entry.word, 1);
-                            }
+                            let done = insert(tables, &entry, now) == inserted::DONE;
+                            count(entry.word, done as u64);
                         }
                         (3, Some(old)) => {
-                            if table::replace(tables, old, FlowRef::from_mut(&mut entry)) {
-                                count(old.seen(), u64::MAX);
-                                count(entry.word, 1);
-                            }
+                            let done = table::replace(tables, old, FlowRef::from_mut(&mut entry)) as u64;
+                            count(old.seen(), 0u64.wrapping_sub(done));
+                            count(entry.word, done);
                         }
                         (4, Some(old)) => {
-                            if table::remove(tables, &entry.key, old.seen(), u64::MAX) {
-                                count(old.seen(), u64::MAX);
-                            }
+                            let done = table::remove(tables, &entry.key, old.seen(), u64::MAX) as u64;
+                            count(old.seen(), 0u64.wrapping_sub(done));
                         }
                         (_, Some(found)) => {
                             let copy = *found.get();

@@ -2,6 +2,7 @@
 
 use std::cell::{OnceCell, RefCell, UnsafeCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::ptr::NonNull;
 
@@ -101,10 +102,11 @@ where
 
     fn flow_set(&self, index: u32) -> Option<SetRef<'_, A>> {
         let mut sets = self.sets.borrow_mut();
-        if !sets.contains_key(&index) {
-            sets.insert(index, Box::new(UnsafeCell::new(self.source.flow_set(index)?)));
-        }
-        let set = NonNull::new(sets.get(&index)?.get())?;
+        let set = match sets.entry(index) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Box::new(UnsafeCell::new(self.source.flow_set(index)?))),
+        };
+        let set = NonNull::new(set.get())?;
         // SAFETY: sets are boxed and never taken out as long as `self` lives, and only reached by `SetRef`s.
         Some(unsafe { SetRef::new(set) })
     }
