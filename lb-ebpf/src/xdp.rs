@@ -32,7 +32,11 @@ fn handle<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     let mut frame = Frame::<false>(context);
     let env = frame.env();
     let (v4, v6) = (KernelTables::<V4>::new(), KernelTables::<V6>::new());
-    let (done, is_v6) = fast::handle(&env, &mut frame, &v4, &v6);
+    let (mut done, is_v6) = fast::handle(&env, &mut frame, &v4, &v6);
+    // What is missing may be in a further buffer.
+    if FRAGS && matches!(done, Done::Passed(Reason::TRUNCATED)) {
+        done = Done::Nothing;
+    }
     let (reason, action) = match done {
         Done::Forwarded(reason, hop) => send(reason, hop, env.ingress),
         Done::Passed(reason) => (reason, xdp_action::XDP_PASS),
