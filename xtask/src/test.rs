@@ -196,7 +196,8 @@ fn steps(workspace: &Workspace, test_args: &[String]) -> Result<Vec<Step>> {
     };
 
     let unit = |words: &[&str]| {
-        let packages = ["--package=lb-common", "--package=lb-userspace", "--package=xtask"];
+        let packages =
+            ["--package=lb-common", "--package=lb-userspace", "--package=lb-bench", "--package=xtask"];
         let mut cargo = cargo(&["test", "--locked"]);
         cargo.args(packages).args(words).args(test_args);
         cargo
@@ -215,7 +216,7 @@ fn steps(workspace: &Workspace, test_args: &[String]) -> Result<Vec<Step>> {
         step(
             "clippy-bpf",
             "no warnings in the code for the kernel",
-            bpf(&["clippy", "--package=lb-ebpf", "--", "--deny=warnings"]),
+            bpf(&["clippy", "--package=lb-ebpf", "--package=lb-bench-ebpf", "--", "--deny=warnings"]),
         ),
         Step {
             name: "lints".to_owned(),

@@ -464,8 +464,11 @@ fn active_flows_stay() {
         let (number, now) = (random % 2_000, NOW + (step << 24));
         let key = key::<V4>(number);
         let is_active = random >> 32 & 3 == 0 && active.len() < 400;
-        let marks =
-            if is_active { mark::ESTABLISHED } else { mark::ESTABLISHED * (random >> 34 & 1) | state::RESET };
+        let marks = if is_active {
+            mark::ESTABLISHED
+        } else {
+            (mark::ESTABLISHED * (random >> 34 & 1)) | state::RESET
+        };
         match random >> 40 & 7 {
             0..4 => {
                 let mut entry = flow::<V4>(number, now, marks);
