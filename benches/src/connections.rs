@@ -191,7 +191,7 @@ fn figures(subjects: &BTreeMap<String, Rounds>) -> Vec<Figure> {
             if subject == OURS
                 && let Some(target) = target(quantity.name)
             {
-                figure = figure.target(target);
+                figure = figure.target_after(own.len(), target);
             }
             figures.push(figure);
         }
@@ -210,7 +210,7 @@ fn figures(subjects: &BTreeMap<String, Rounds>) -> Vec<Figure> {
                         "connections: new connections, envoy",
                         Spread::of_ratios(&ours, &theirs).median,
                     )
-                    .target(Target::AtLeast(2.5)),
+                    .target_after(ours.len(), Target::AtLeast(2.5)),
             );
         }
     }
@@ -218,7 +218,9 @@ fn figures(subjects: &BTreeMap<String, Rounds>) -> Vec<Figure> {
     let added: Vec<f64> = ours.iter().zip(&floor).map(|(ours, floor)| ours - floor).collect();
     if !added.is_empty() {
         let name = "connections: CPU a million requests added over ecmp, headgate-tc";
-        figures.push(Figure::new(name, Spread::of(&added).median, "s").target(Target::AtMost(0.5)));
+        figures.push(
+            Figure::new(name, Spread::of(&added).median, "s").target_after(added.len(), Target::AtMost(0.5)),
+        );
     }
     figures
 }
@@ -260,12 +262,16 @@ mod tests {
                 r#"{{"subject":"{subject}","ka":{{"rps":{rps},"errors":0,"cpu_s_per_1m":{cpu}}},"conn":{{"cps":{cps}}}}}"#
             )
         };
-        let raw = [
+        let round = [
             r#"{"meta":{}}"#.to_owned(),
             line("ecmp", 100_000.0, 20_000.0, 20.0),
             line("envoy", 50_000.0, 8_000.0, 45.0),
             line("headgate-tc", 98_000.0, 19_000.0, 20.4),
-        ];
+        ]
+        .join("\n");
+        let one = evaluate(&round).unwrap();
+        assert!(one.figures.iter().all(|figure| figure.met.is_none()), "one round is nothing to judge by");
+        let raw = [round.as_str(); 3];
         let section = evaluate(&raw.join("\n")).unwrap();
         let find = |name: &str| section.figures.iter().find(|figure| figure.name == name).unwrap();
         let keep_alive = find("connections: keep-alive requests, headgate-tc");

@@ -95,6 +95,16 @@ impl Figure {
     }
 }
 
+impl Figure {
+    /// [`Figure::target`], if there were enough rounds to judge by; else the bound is only named.
+    pub(crate) fn target_after(self, rounds: usize, target: Target) -> Self {
+        if rounds >= ROUNDS_TO_JUDGE { self.target(target) } else { Self { target: Some(target), ..self } }
+    }
+}
+
+/// Rounds without which a figure that drifts from second to second says nothing of a target.
+const ROUNDS_TO_JUDGE: usize = 3;
+
 /// Least, middle and greatest of some rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
@@ -181,7 +191,11 @@ pub(crate) fn targets(figures: &[&Figure]) -> Table {
         let ratio = figure.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
         let relative_to = figure.relative_to.clone().unwrap_or_else(|| "-".to_owned());
         let target = figure.target.map_or_else(String::new, |target| target.to_string());
-        let met = if figure.met == Some(true) { "yes" } else { "**no**" };
+        let met = match figure.met {
+            Some(true) => "yes",
+            Some(false) => "**no**",
+            None => "not judged",
+        };
         vec![figure.name.clone(), value, relative_to, ratio, target, met.to_owned()]
     });
     Table {
