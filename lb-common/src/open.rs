@@ -218,7 +218,10 @@ pub(crate) fn finish<'t, A: Address, T: Tables<A>>(
         }
         return Verdict::drop(Reason::SYN_RACED);
     }
-    if reserved { publish(tables, work, old) } else { not_opened(tables, work, old, Reason::NO_PORT) }
+    match publish(tables, work, old, reserved) {
+        Ok(verdict) => verdict,
+        Err(reason) => not_opened(tables, work, old, reason),
+    }
 }
 
 /// The same where there was no entry when the packet was looked at.
@@ -228,7 +231,10 @@ pub(crate) fn finish_fresh<'t, A: Address, T: Tables<A>>(
     work: &'t Work<A>,
     reserved: bool,
 ) -> Verdict<'t, A> {
-    if reserved { publish(tables, work, None) } else { pass_up(tables, work, None, Reason::NO_PORT) }
+    match publish(tables, work, None, reserved) {
+        Ok(verdict) => verdict,
+        Err(reason) => pass_up(tables, work, None, reason),
+    }
 }
 
 /// Takes the reverse entry out again.
@@ -382,13 +388,18 @@ pub fn reserve_port<A: Address, T: Tables<A>>(tables: &T) -> u32 {
     0
 }
 
-/// Publishes the forward entry; the reverse one is there already, since it holds the port.
+/// Publishes the forward entry; the reverse one is there already if it was `reserved`, since it holds the port. An error is
+/// why the SYN opens no flow.
 #[inline(always)]
 fn publish<'t, A: Address, T: Tables<A>>(
     tables: &'t T,
     work: &'t Work<A>,
     old: Option<FlowRef<'t, A>>,
-) -> Verdict<'t, A> {
+    reserved: bool,
+) -> Result<Verdict<'t, A>, Reason> {
+    if !reserved {
+        return Err(Reason::NO_PORT);
+    }
     let (segment, env) = (work.segment.get(), work.env.get());
     let (request, choice) = (work.request.get(), work.choice.get());
     let (forward, reverse) = (work.forward.get_mut(), work.reverse.get());
@@ -409,18 +420,22 @@ fn publish<'t, A: Address, T: Tables<A>>(
         // Of two copies of this SYN, and of this and the backend's answer, one wins.
         Some(old) => {
             let answered = old.seen() & mark::ANSWERED != 0 && request.attempts > 0;
-            !answered && table::replace(tables, old, entry)
+            if !answered && table::replace(tables, old, entry) { inserted::DONE } else { inserted::TAKEN }
         }
-        None => tables.insert(which::FORWARD) == inserted::DONE,
+        None => tables.insert(which::FORWARD),
     };
-    if !published {
+    if published != inserted::DONE {
         give_back(tables, work);
-        return Verdict::drop(Reason::SYN_RACED);
+        return if published == inserted::FULL {
+            Err(Reason::TABLE_FULL)
+        } else {
+            Ok(Verdict::drop(Reason::SYN_RACED))
+        };
     }
-    let Some(hop) = tables.next_hop(choice.hop) else { return Verdict::drop(Reason::HOP_GONE) };
+    let Some(hop) = tables.next_hop(choice.hop) else { return Ok(Verdict::drop(Reason::HOP_GONE)) };
     let output = if choice.by_neighbour == 0 { Output::Hop(hop) } else { Output::Neighbour(hop) };
     let reason = if request.attempts == 0 { Reason::NEW_FLOW } else { Reason::SYN_RETRIED };
-    Verdict::forward(reason, entry, output)
+    Ok(Verdict::forward(reason, entry, output))
 }
 
 /// Leaves the SYN to the proxy, and its repetitions too.

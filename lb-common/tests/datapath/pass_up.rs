@@ -1,12 +1,18 @@
 //! SYNs that go up to the proxy, and what keeps their connections there; limits of the tables.
 
+use crate::table::{Family, flow, insert};
 use crate::world::{BOTH, RUNGS, World, client_packet};
 use lb_common::balance::policy::ROUND_ROBIN;
+use lb_common::flow::mark;
+use lb_common::host::HostTables;
 use lb_common::host_packets::PacketBuilder;
+use lb_common::host_scenario::vip;
 use lb_common::host_scenario::{backend_index, client, next_hop};
+use lb_common::table::Place;
 use lb_common::tables::{backend, service};
 use lb_common::tcp::flags::{ACK, FIN, SYN};
-use lb_common::{Reason, Rung};
+use lb_common::{Key, Reason, Rung, Tables, V4, V6};
+use std::net::IpAddr;
 
 fn syn(v6: bool, n: u16, isn: u32) -> PacketBuilder {
     client_packet(client(v6, n)).flags(SYN).seq(isn)
@@ -190,6 +196,60 @@ fn promotion_finds_room_at_the_limit() {
             }
             assert_eq!((world.live(v6), world.established(v6), world.half_open(v6)), (300, 600, 0));
             world.on_client_side(&syn(v6, 301, 1)).left(Reason::TABLE_FULL);
+        }
+    }
+}
+
+/// Fills both sets of a key with active flows.
+fn crowd<A: Family>(world: &mut World, key: &Key<A>)
+where
+    HostTables: Tables<A>,
+{
+    const FLOWS: u32 = 256;
+    A::of_mut(&mut world.tables).resize(FLOWS);
+    let (sets, now) = (Tables::<A>::flow_sets(&world.tables), world.now);
+    let of = |key: &Key<A>| {
+        let place = Place::of(key, 0, sets);
+        [place.first, place.second(sets)]
+    };
+    for number in 0..100_000 {
+        let flow = flow::<A>(number, now, mark::ESTABLISHED);
+        if of(&flow.key).iter().all(|set| of(key).contains(set)) {
+            insert(&world.tables, &flow, now);
+        }
+    }
+    let used = of(key).map(|set| {
+        A::of(&world.tables).sets()[set as usize].flows.iter().filter(|flow| flow.word != 0).count()
+    });
+    assert_eq!(used, [lb_common::table::WAYS; 2]);
+}
+
+/// A SYN whose own entry finds no room is not dropped as if another copy of it had been faster: the proxy can have it, each
+/// time it comes. The port that it had got is free again.
+#[test]
+fn a_flow_whose_place_is_crowded_goes_up() {
+    for rung in RUNGS {
+        for v6 in BOTH {
+            let mut world = World::new(rung, ROUND_ROBIN, 2);
+            let (client, server) = (client(v6, 1), vip(v6));
+            let ports = (client.port().to_be(), server.port().to_be());
+            match (client.ip(), server.ip()) {
+                (IpAddr::V4(c), IpAddr::V4(s)) => {
+                    crowd(&mut world, &Key::new(V4::from(c), V4::from(s), ports.0, ports.1))
+                }
+                (IpAddr::V6(c), IpAddr::V6(s)) => {
+                    crowd(&mut world, &Key::new(V6::from(c), V6::from(s), ports.0, ports.1))
+                }
+                _ => unreachable!("of one family"),
+            }
+            let before = world.state();
+            for _ in 0..2 {
+                world.on_client_side(&syn(v6, 1, 5)).left(Reason::TABLE_FULL);
+            }
+            let without_cursors = |state: Vec<String>| -> Vec<String> {
+                state.into_iter().filter(|line| !line.starts_with("cursor")).collect()
+            };
+            assert_eq!(without_cursors(world.state()), without_cursors(before));
         }
     }
 }
