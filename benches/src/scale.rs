@@ -79,7 +79,7 @@ fn point(bed: &Bed, count: usize, rounds: usize, listings: usize, v6: bool) -> R
         }
     }
     for _ in 0..listings {
-        let (time, rows) = entries::list::<V4>(&four.ebpf)?;
+        let (time, rows) = entries::list(&four.ebpf)?;
         // Flows that lost one of their entries to others count as half-open for a while.
         ensure!((flows.len()..=count).contains(&rows), "{rows} rows of {} flows", flows.len());
         point.listing.push(time.as_secs_f64() * 1e3);

@@ -1,10 +1,8 @@
 //! The rows of `headgate flows`: a connection is one row, whoever carries it.
 //!
-//! The kernel's tables hold two entries for each flow; [`pair_flows`] makes one row of them, and is all that knows
+//! The kernel's tables hold two entries for each flow; [`FlowRow::of`] makes one row of them, and is all that knows
 //! how. Ages are in seconds, byte counts are payload without retransmissions, *in* is from the client.
 
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
@@ -13,7 +11,8 @@ use ipnet::IpNet;
 use lb_common::table::HALF_OPEN_LIMIT;
 use lb_common::tcp;
 use lb_common::{Address, Flow};
-use serde::{Deserialize, Serialize};
+use serde::ser::Error as _;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::proxy::{FlowState, ProxiedFlow};
 use crate::table::{Table, bytes, duration, left, or_dash, right};
@@ -21,11 +20,15 @@ use crate::table::{Table, bytes, duration, left, or_dash, right};
 /// One connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FlowRow {
+    #[serde(serialize_with = "as_text")]
     pub client: SocketAddr,
     /// What the client connected to.
+    #[serde(serialize_with = "as_text")]
     pub vip: SocketAddr,
     /// Headgate's own address and port towards the backend; `None` while the proxy has not connected.
+    #[serde(serialize_with = "as_text_if_any")]
     pub snat: Option<SocketAddr>,
+    #[serde(serialize_with = "as_text_if_any")]
     pub backend: Option<SocketAddr>,
     pub state: State,
     pub rung: Carrier,
@@ -43,6 +46,41 @@ pub struct FlowRow {
 }
 
 impl FlowRow {
+    /// The connection that an entry from the client and, if there is one, that of the other direction describe. `now`:
+    /// nanoseconds of `CLOCK_MONOTONIC`.
+    ///
+    /// `None`: it is no connection, but a tombstone, a reverse entry, or half-open past its time.
+    pub fn of<A: Address + Into<IpAddr>>(
+        forward: &Flow<A>,
+        back: Option<&Flow<A>>,
+        now: u64,
+    ) -> Option<Self> {
+        let heeded = forward.is_established() || now.saturating_sub(forward.last_seen) <= HALF_OPEN_LIMIT;
+        if !forward.is_forward() || forward.is_tombstone() || !heeded {
+            return None;
+        }
+        let state = forward.word | back.map_or(0, |back| back.word);
+        let last_seen = back.map_or(0, |back| back.last_seen).max(forward.last_seen);
+        Some(Self {
+            client: socket(forward.key.source, forward.key.source_port),
+            vip: socket(forward.key.destination, forward.key.destination_port),
+            snat: Some(socket(forward.out.source, forward.out.source_port)),
+            backend: Some(socket(forward.out.destination, forward.out.destination_port)),
+            state: match forward.is_established() {
+                false => State::HalfOpen,
+                true if tcp::is_closing(state) => State::Closing,
+                true => State::Established,
+            },
+            rung: forward.rung().into(),
+            age_s: seconds_since(forward.opened_at(), now),
+            idle_s: seconds_since(last_seen, now),
+            bytes_in: forward.payload_bytes(),
+            bytes_out: back.map_or(0, |back| back.payload_bytes()),
+            packets_in: Some(forward.packets),
+            packets_out: Some(back.map_or(0, |back| back.packets)),
+        })
+    }
+
     /// The backend that it keeps busy, if it does.
     pub fn open_to(&self) -> Option<SocketAddr> {
         self.backend.filter(|_| self.state != State::Closing)
@@ -111,43 +149,28 @@ pub(crate) fn seconds_since(then: u64, now: u64) -> f64 {
     (now.saturating_sub(then) / 1_000_000) as f64 / 1_000.0
 }
 
-/// The connections that the entries of one address family describe. `now`: nanoseconds of `CLOCK_MONOTONIC`.
-///
-/// What is no connection is left out: tombstones, half-open entries past their time, and reverse entries that merely
-/// keep an ended flow's port at rest.
-pub fn pair_flows<A: Address + Hash + Into<IpAddr>>(entries: Vec<Flow<A>>, now: u64) -> Vec<FlowRow> {
-    let mut reverse = HashMap::with_capacity(entries.len() / 2);
-    for flow in entries.iter().filter(|flow| !flow.is_forward()) {
-        reverse.insert((flow.key, flow.generation()), flow);
-    }
-    let is_connection = |flow: &&Flow<A>| {
-        let heeded = flow.is_established() || now.saturating_sub(flow.last_seen) <= HALF_OPEN_LIMIT;
-        flow.is_forward() && !flow.is_tombstone() && heeded
-    };
-    let row = |forward: &Flow<A>| {
-        let back = reverse.get(&(forward.out.reversed(), forward.generation()));
-        let state = forward.word | back.map_or(0, |back| back.word);
-        let last_seen = back.map_or(0, |back| back.last_seen).max(forward.last_seen);
-        FlowRow {
-            client: socket(forward.key.source, forward.key.source_port),
-            vip: socket(forward.key.destination, forward.key.destination_port),
-            snat: Some(socket(forward.out.source, forward.out.source_port)),
-            backend: Some(socket(forward.out.destination, forward.out.destination_port)),
-            state: match forward.is_established() {
-                false => State::HalfOpen,
-                true if tcp::is_closing(state) => State::Closing,
-                true => State::Established,
-            },
-            rung: forward.rung().into(),
-            age_s: seconds_since(forward.opened_at(), now),
-            idle_s: seconds_since(last_seen, now),
-            bytes_in: forward.payload_bytes(),
-            bytes_out: back.map_or(0, |back| back.payload_bytes()),
-            packets_in: Some(forward.packets),
-            packets_out: Some(back.map_or(0, |back| back.packets)),
+/// As serde does it, but an IPv4 address in a third of the time: a row has four, and there may be a million rows.
+fn as_text<S: Serializer>(address: &SocketAddr, serializer: S) -> Result<S::Ok, S::Error> {
+    let SocketAddr::V4(v4) = address else { return address.serialize(serializer) };
+    let (mut text, mut length) = ([0; "255.255.255.255:65535".len()], 0);
+    let mut add = |number: u16, end: &str| {
+        for part in [itoa::Buffer::new().format(number).as_bytes(), end.as_bytes()] {
+            text[length..][..part.len()].copy_from_slice(part);
+            length += part.len();
         }
     };
-    entries.iter().filter(is_connection).map(row).collect()
+    for (octet, end) in v4.ip().octets().into_iter().zip([".", ".", ".", ":"]) {
+        add(octet.into(), end);
+    }
+    add(v4.port(), "");
+    serializer.serialize_str(str::from_utf8(&text[..length]).map_err(S::Error::custom)?)
+}
+
+fn as_text_if_any<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+    match address {
+        Some(address) => as_text(address, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// The connections that the proxy carries.
@@ -190,17 +213,8 @@ pub struct FlowFilter {
 }
 
 impl FlowFilter {
-    /// The rows that pass, the ones that were active last first.
-    pub fn apply(&self, mut rows: Vec<FlowRow>) -> Vec<FlowRow> {
-        rows.retain(|row| self.shows(row));
-        rows.sort_by(|a, b| {
-            a.idle_s.total_cmp(&b.idle_s).then(a.age_s.total_cmp(&b.age_s)).then(a.client.cmp(&b.client))
-        });
-        rows.truncate(self.limit.unwrap_or(usize::MAX));
-        rows
-    }
-
-    fn shows(&self, row: &FlowRow) -> bool {
+    /// Whether a row passes, but for the limit.
+    pub fn shows(&self, row: &FlowRow) -> bool {
         self.client.is_none_or(|ClientNet(net)| net.contains(&row.client.ip()))
             && self.backend.is_none_or(|backend| row.backend == Some(backend))
             && self.state.is_none_or(|state| row.state == state)

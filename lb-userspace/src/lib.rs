@@ -11,6 +11,7 @@ pub mod endpoints;
 pub mod explain;
 pub mod flows;
 pub mod ids;
+pub mod listing;
 pub mod maps;
 pub mod model;
 pub mod moved;

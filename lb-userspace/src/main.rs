@@ -33,20 +33,19 @@ fn execute(cli: Cli) -> Result<()> {
             format!("{}: good\n", file.display())
         }
         Command::Status(output) => {
-            let status = admin::ask(&places.run_dir, &Question::Status)?;
+            let status = admin::read(&places.run_dir, &Question::Status)?;
             if output.json { pretty(&status)? } else { views::status(&status) }
         }
         Command::Backends(output) => {
-            let backends = admin::ask(&places.run_dir, &Question::Backends)?;
+            let backends = admin::read(&places.run_dir, &Question::Backends)?;
             if output.json { pretty(&backends)? } else { views::backends(&backends) }
         }
         Command::Flows { filter, output } => {
-            let rows = admin::ask(&places.run_dir, &Question::Flows { filter })?;
+            let question = Question::Flows { filter };
             if output.json {
-                pretty(&rows)?
-            } else {
-                flows::flows_table(&serde_json::from_value::<Vec<flows::FlowRow>>(rows)?)
+                return reach(admin::copy(&places.run_dir, &question, &mut std::io::stdout().lock()));
             }
+            flows::flows_table(&admin::read::<Vec<flows::FlowRow>>(&places.run_dir, &question)?)
         }
         Command::Maps { command } => {
             let pins = Pins::new(&places.bpffs);
@@ -92,7 +91,7 @@ fn unload(places: &Places) -> Result<()> {
 
 fn explain_packet(packet: &Packet, json: bool, places: &Places) -> Result<String> {
     // Names are the agent's to tell; without it, numbers do.
-    let status = admin::ask(&places.run_dir, &Question::Status).ok();
+    let status: Option<serde_json::Value> = admin::read(&places.run_dir, &Question::Status).ok();
     let name = |list: &str, id: u32| {
         let all = status.as_ref()?.get(list)?.as_array()?;
         let found = all.iter().find(|one| one["id"].as_u64() == Some(id.into()))?;
@@ -109,10 +108,18 @@ fn pretty(value: &serde_json::Value) -> Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-/// A reader that has seen enough (`| head`) is no error.
 fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+    reach(std::io::stdout().write_all(text.as_bytes()).map_err(anyhow::Error::from))
+}
+
+/// A reader that has seen enough (`| head`) is no error.
+fn reach(written: Result<()>) -> Result<()> {
+    match written {
+        Err(error) if error.downcast_ref().is_some_and(is_broken_pipe) => Ok(()),
+        other => other,
     }
+}
+
+fn is_broken_pipe(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::BrokenPipe
 }

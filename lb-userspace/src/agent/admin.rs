@@ -1,15 +1,15 @@
-//! The admin socket: one question and one answer for each connection, as lines of JSON, over a Unix socket that the
-//! owner alone can open.
+//! The admin socket, a Unix socket that the owner alone can open: one question for each connection, a line of JSON, and
+//! one answer, a line that says whether there is one or why not, and then the answer in JSON up to the end.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -19,7 +19,9 @@ use crate::flows::FlowFilter;
 
 /// Longest question, bytes.
 const MAX_QUESTION: u64 = 64 << 10;
-/// A peer that does not come to the end of its question, or does not take the answer, is left after this long.
+/// Answers go out in pieces of so many bytes.
+const PIECE: usize = 256 << 10;
+/// A peer that does not come to the end of its question, or does not take a piece of the answer, is left after this long.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the answer may take: the agent may be busy with a change of the network, on a slow or loaded machine.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -33,16 +35,19 @@ pub enum Question {
     Flows { filter: FlowFilter },
 }
 
+/// Writes an answer. Called beside the agent, since it may take its time.
+pub type Answer = Box<dyn FnOnce(&mut dyn Write) -> Result<()> + Send>;
+
 /// A question on its way to the agent.
 pub struct Query {
     question: Question,
-    reply: oneshot::Sender<Result<Value, String>>,
+    reply: oneshot::Sender<Result<Answer>>,
 }
 
 impl Query {
     /// Answers it. A peer that has gone is no fault.
-    pub fn answer(self, answer: impl FnOnce(Question) -> Result<Value>) {
-        let _ = self.reply.send(answer(self.question).map_err(|error| format!("{error:#}")));
+    pub fn answer(self, answer: impl FnOnce(Question) -> Result<Answer>) {
+        let _ = self.reply.send(answer(self.question));
     }
 }
 
@@ -123,16 +128,50 @@ async fn serve(mut stream: tokio::net::UnixStream, queries: mpsc::Sender<Query>)
             queries.send(Query { question, reply }).await?;
             answer.await?
         }
-        Err(error) => Err(format!("not a question: {error}")),
+        Err(error) => Err(anyhow!("not a question: {error}")),
     };
-    let mut text = serde_json::to_vec(&answer)?;
-    text.push(b'\n');
-    timeout(PATIENCE, write.write_all(&text)).await??;
-    Ok(())
+    let (pieces, mut body) = mpsc::channel(4);
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut out = BufWriter::with_capacity(PIECE, Pieces(pieces));
+        answer?(&mut out)?;
+        out.write_all(b"\n")?;
+        Ok(out.flush()?)
+    });
+    let Some(mut piece) = body.recv().await else {
+        let why = writing.await?.map_err(|error: anyhow::Error| format!("{error:#}"));
+        return send(&mut write, &serde_json::to_vec(&why)?, b"\n").await;
+    };
+    send(&mut write, &serde_json::to_vec(&Ok::<(), String>(()))?, b"\n").await?;
+    loop {
+        send(&mut write, &piece, b"").await?;
+        match body.recv().await {
+            Some(next) => piece = next,
+            None => return Ok(()),
+        }
+    }
 }
 
-/// Asks the agent below `run_dir`.
-pub fn ask(run_dir: &Path, question: &Question) -> Result<Value> {
+async fn send(to: &mut (impl AsyncWriteExt + Unpin), text: &[u8], end: &[u8]) -> Result<()> {
+    timeout(PATIENCE, to.write_all(text)).await??;
+    Ok(timeout(PATIENCE, to.write_all(end)).await??)
+}
+
+/// Takes what is written to the task that sends it.
+struct Pieces(mpsc::Sender<Vec<u8>>);
+
+impl Write for Pieces {
+    fn write(&mut self, piece: &[u8]) -> std::io::Result<usize> {
+        self.0.blocking_send(piece.to_vec()).map_err(|_| std::io::ErrorKind::BrokenPipe)?;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Asks the agent below `run_dir`, and hands what it answers to `take`.
+fn ask(run_dir: &Path, question: &Question, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let path = path(run_dir);
     let mut stream = UnixStream::connect(&path).with_context(|| {
         format!("no agent answers on {} (is it running? `--run-dir` says where)", path.display())
@@ -141,11 +180,36 @@ pub fn ask(run_dir: &Path, question: &Question) -> Result<Value> {
     let mut text = serde_json::to_vec(question)?;
     text.push(b'\n');
     stream.write_all(&text)?;
+    let mut stream = BufReader::with_capacity(PIECE, stream);
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).context("waiting for the agent's answer")?;
+    stream.read_line(&mut line).context("waiting for the agent's answer")?;
     if line.is_empty() {
         bail!("the agent has ended without an answer");
     }
-    let answer: Result<Value, String> = serde_json::from_str(&line).context("reading the agent's answer")?;
-    answer.map_err(anyhow::Error::msg)
+    let refused: Result<(), String> = serde_json::from_str(&line).context("reading the agent's answer")?;
+    refused.map_err(anyhow::Error::msg)?;
+    let mut last = 0;
+    loop {
+        let piece = stream.fill_buf().context("reading the agent's answer")?;
+        let Some(&end) = piece.last() else { break };
+        last = end;
+        take(piece)?;
+        let length = piece.len();
+        stream.consume(length);
+    }
+    ensure!(last == b'\n', "the agent has ended in the middle of its answer");
+    Ok(())
+}
+
+/// The answer of the agent below `run_dir`.
+pub fn read<T: DeserializeOwned>(run_dir: &Path, question: &Question) -> Result<T> {
+    let mut text = Vec::new();
+    ask(run_dir, question, &mut |piece| Ok(text.extend_from_slice(piece)))?;
+    serde_json::from_slice(&text).context("reading the agent's answer")
+}
+
+/// Writes the answer of the agent below `run_dir`, as it is, to `out`.
+pub fn copy(run_dir: &Path, question: &Question, out: &mut impl Write) -> Result<()> {
+    ask(run_dir, question, &mut |piece| Ok(out.write_all(piece)?))?;
+    Ok(out.flush()?)
 }

@@ -1,27 +1,43 @@
 //! The agent's view of itself, as the JSON of `status`, `backends` and `flows`.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use anyhow::Result;
 use lb_common::Rung;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::agent::Agent;
-use crate::agent::admin::Question;
+use crate::agent::admin::{Answer, Question};
 use crate::agent::interfaces::rung_name;
+use crate::agent::kernel_side::KernelSide;
 use crate::agent::membership::{DRAINING, HEALTHY};
-use crate::datapath::kernel::monotonic_now;
 use crate::desired::served_addresses;
-use crate::flows::{FlowFilter, FlowRow, pair_flows, proxied_rows};
+use crate::listing::Listing;
 
 impl Agent {
-    pub(super) fn answer(&self, question: Question) -> Result<Value> {
-        match question {
-            Question::Status => self.status(),
-            Question::Backends => self.backends(),
-            Question::Flows { filter } => Ok(serde_json::to_value(self.flows(&filter)?)?),
-        }
+    pub(super) fn answer(&self, question: Question) -> Result<Answer> {
+        Ok(match question {
+            Question::Status => {
+                let status = self.status()?;
+                Box::new(move |out| Ok(serde_json::to_writer(out, &status)?))
+            }
+            Question::Backends => {
+                let (mut backends, listing) = (self.backends()?, self.listing());
+                Box::new(move |out| {
+                    let open = listing.open_by_backend()?;
+                    for backend in &mut backends {
+                        backend.active = open.get(&backend.address).copied().unwrap_or(0);
+                    }
+                    Ok(serde_json::to_writer(out, &backends)?)
+                })
+            }
+            Question::Flows { filter } => {
+                let listing = self.listing();
+                Box::new(move |mut out| listing.write(&filter, &mut out))
+            }
+        })
     }
 
     fn status(&self) -> Result<Value> {
@@ -117,53 +133,63 @@ impl Agent {
         rungs.min_by_key(|rung| *rung as u32)
     }
 
-    fn backends(&self) -> Result<Value> {
-        let mut active: HashMap<SocketAddr, u64> = HashMap::new();
-        for flow in self.flows(&FlowFilter::default())? {
-            if let Some(backend) = flow.open_to() {
-                *active.entry(backend).or_default() += 1;
-            }
-        }
+    /// All endpoints, but for the connections that are open to them.
+    fn backends(&self) -> Result<Vec<BackendRow>> {
         let mut rows = Vec::new();
         for (name, member) in self.endpoints.iter() {
             let (cluster, address) = name;
             let proxied = self.balancers.get(cluster).and_then(|balancer| balancer.backend(*address));
-            let connections = proxied.map_or(0, |backend| backend.stats.connections());
-            let mut total = json!({ "xdp": 0, "tc": 0, "proxy": connections });
+            let mut total =
+                Total { proxy: proxied.map_or(0, |backend| backend.stats.connections()), ..Total::default() };
             let mut why = None;
             if let Some(kernel) = &self.kernel {
                 if let Some(id) = kernel.backend_index(name) {
                     let opened = kernel.kernel.opened(id)?;
-                    total["xdp"] = json!(opened.xdp);
-                    total["tc"] = json!(opened.tc);
+                    (total.xdp, total.tc) = (opened.xdp, opened.tc);
                 }
                 why = kernel.proxy_only(*address, &self.network);
             }
-            let mut row = json!({
-                "cluster": cluster,
-                "address": address,
-                "state": if member.draining.is_some() { DRAINING } else { HEALTHY },
-                "weight": member.weight,
-                "active": active.get(address).copied().unwrap_or(0),
-                "total": total,
+            rows.push(BackendRow {
+                cluster: cluster.clone(),
+                address: *address,
+                state: if member.draining.is_some() { DRAINING } else { HEALTHY },
+                weight: member.weight,
+                active: 0,
+                total,
+                proxy_only: why,
             });
-            if let Some(why) = why {
-                row["proxy_only"] = json!(why);
-            }
-            rows.push(row);
         }
-        Ok(Value::Array(rows))
+        Ok(rows)
     }
 
-    fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowRow>> {
-        let mut rows = Vec::new();
-        if let Some(kernel) = &self.kernel {
-            let now = monotonic_now();
-            let (v4, v6) = (&kernel.kernel.v4, &kernel.kernel.v6);
-            rows.extend(pair_flows(v4.flows.entries()?, now));
-            rows.extend(pair_flows(v6.flows.entries()?, now));
-        }
-        rows.extend(proxied_rows(self.proxy.flows()));
-        Ok(filter.apply(rows))
+    fn listing(&self) -> Listing {
+        let tables = self
+            .kernel
+            .as_ref()
+            .map(|KernelSide { kernel, .. }| (Arc::clone(&kernel.v4.flows), Arc::clone(&kernel.v6.flows)));
+        Listing { tables, proxied: self.proxy.flows() }
     }
+}
+
+/// An endpoint, in the answer to `headgate backends`.
+#[derive(Serialize)]
+struct BackendRow {
+    cluster: String,
+    address: SocketAddr,
+    state: &'static str,
+    weight: u32,
+    /// Connections that are open to it.
+    active: u64,
+    total: Total,
+    /// Why it is left to the proxy, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_only: Option<String>,
+}
+
+/// Connections opened to an endpoint, by rung.
+#[derive(Default, Serialize)]
+struct Total {
+    xdp: u64,
+    tc: u64,
+    proxy: u64,
 }

@@ -89,6 +89,30 @@ impl<A: Address> FlowTable<A> {
         Ok(())
     }
 
+    /// Calls `visit` with copies of the entry of each flow's direction from the client and, unless it has just come or gone,
+    /// of the other direction's. Maps all of the table for as long as that takes.
+    pub fn for_each_flow(&self, mut visit: impl FnMut(&Flow<A>, Option<&Flow<A>>)) -> Result<()> {
+        let whole = Window::<A>::new(self, 0, self.sets)?;
+        for index in 0..self.sets {
+            let set = whole.set(index);
+            if set.is_empty() {
+                continue;
+            }
+            for way in 0..WAYS {
+                let Some(flow) = set.flow(way).and_then(copy) else { continue };
+                if !flow.is_forward() || flow.is_tombstone() {
+                    continue;
+                }
+                let back = table::find_in(&flow.out.reversed(), self.seed, self.sets, |index| {
+                    Some(whole.set(index))
+                });
+                let back = back.and_then(copy).filter(|back| back.generation() == flow.generation());
+                visit(&flow, back.as_ref());
+            }
+        }
+        Ok(())
+    }
+
     /// A copy of each entry.
     pub fn entries(&self) -> Result<Vec<Flow<A>>> {
         let mut entries = Vec::new();

@@ -1,6 +1,7 @@
 //! The maps of a loaded datapath, and what the agent does with them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -23,7 +24,8 @@ use crate::datapath::slots::{REST, SlotSpace};
 
 /// The maps of one address family.
 pub struct FamilyMaps<A> {
-    pub flows: FlowTable<A>,
+    /// Shared with listings, which are made beside the agent.
+    pub flows: Arc<FlowTable<A>>,
     services: BpfHashMap<MapData, ServiceKey<A>, Service>,
     routes: LpmTrie<MapData, A, u32>,
     /// Index into `LIVE`.
@@ -283,7 +285,7 @@ where
     ServiceKey<A>: aya::Pod,
 {
     Ok(FamilyMaps {
-        flows: FlowTable::new(data(take(flows)?)?, seed)?,
+        flows: Arc::new(FlowTable::new(data(take(flows)?)?, seed)?),
         services: BpfHashMap::try_from(take(services)?)?,
         routes: LpmTrie::try_from(take(routes)?)?,
         index,

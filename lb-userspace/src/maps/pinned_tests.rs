@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use lb_common::V4;
 use lb_common::flow::{generation_at, mark};
@@ -17,6 +18,8 @@ use crate::datapath::kernel::Kernel;
 use crate::datapath::object;
 use crate::datapath::sweep::{IdleTimeouts, Moved};
 use crate::explain::{Names, Packet, Protocol, explain};
+use crate::flows::FlowFilter;
+use crate::listing::Listing;
 use crate::test_tables::{CLIENT, VIP, address, established_flow, key, send, tables};
 
 /// Takes the pins away in any case.
@@ -120,7 +123,9 @@ fn pinned_maps_are_listed_dumped_and_explained() {
     let ports = json(dump(pins, "snat-ports", true).unwrap());
     assert_eq!(ports, serde_json::json!([{ "first": 1024, "last": 2047, "ports": 1024 }]));
 
-    let rows = read::flows(pins).unwrap();
+    let maps = PinnedMaps::open(pins).unwrap();
+    let tables = Some((Arc::new(maps.flows().unwrap()), Arc::new(maps.flows().unwrap())));
+    let rows = Listing { tables, proxied: Vec::new() }.rows(&FlowFilter::default()).unwrap();
     assert_eq!(rows.len(), 2);
     println!("{}", crate::flows::flows_table(&rows));
 

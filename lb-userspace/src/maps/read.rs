@@ -13,10 +13,8 @@ use lb_common::{Address, V4, V6};
 
 use crate::datapath::batch;
 use crate::datapath::flow_table::FlowTable;
-use crate::datapath::kernel::monotonic_now;
 use crate::datapath::mapped::Mapped;
 use crate::datapath::object::Pins;
-use crate::flows::{FlowRow, pair_flows};
 
 /// The maps below one place of pins.
 #[derive(Clone, Copy)]
@@ -78,14 +76,6 @@ impl<'p> PinnedMaps<'p> {
     pub fn flows<A: Family>(&self) -> Result<FlowTable<A>> {
         FlowTable::new(self.data(A::FLOWS)?, self.mapped::<Settings>(names::SETTINGS)?.get(0).seed)
     }
-}
-
-/// All connections in the maps, of both families. The proxy's are not among them: the agent alone knows those.
-pub fn flows(pins: &Pins) -> Result<Vec<FlowRow>> {
-    let maps = PinnedMaps::open(pins)?;
-    let mut rows = pair_flows(maps.flows::<V4>()?.entries()?, monotonic_now());
-    rows.extend(pair_flows(maps.flows::<V6>()?.entries()?, monotonic_now()));
-    Ok(rows)
 }
 
 /// Typed access to the maps of one address family.
