@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::marker::PhantomData;
 use std::os::fd::AsFd as _;
 use std::ptr::NonNull;
@@ -20,6 +21,9 @@ const UNIT: usize = 3 << 12;
 const PASS: usize = UNIT << 10;
 /// Windows for a look at one set: 48 KiB.
 const LOOK: usize = UNIT << 2;
+
+/// Flows whose other direction is looked for together.
+const BATCH: usize = 64;
 
 /// A flow table.
 pub struct FlowTable<A> {
@@ -93,19 +97,22 @@ impl<A: Address> FlowTable<A> {
     /// of the other direction's. Maps all of the table for as long as that takes.
     pub fn for_each_flow(&self, mut visit: impl FnMut(&Flow<A>, Option<&Flow<A>>)) -> Result<()> {
         let whole = Window::<A>::new(self, 0, self.sets)?;
+        let mut batch = Vec::with_capacity(BATCH + WAYS);
         for index in 0..self.sets {
             let set = whole.set(index);
-            if set.is_empty() {
+            if !set.is_empty() {
+                let flows = (0..WAYS).filter_map(|way| set.flow(way).and_then(copy));
+                batch.extend(flows.filter(|flow| flow.is_forward() && !flow.is_tombstone()));
+            }
+            if batch.len() < BATCH && index + 1 < self.sets {
                 continue;
             }
-            for way in 0..WAYS {
-                let Some(flow) = set.flow(way).and_then(copy) else { continue };
-                if !flow.is_forward() || flow.is_tombstone() {
-                    continue;
-                }
-                let back = table::find_in(&flow.out.reversed(), self.seed, self.sets, |index| {
-                    Some(whole.set(index))
-                });
+            // The processor waits for the sets of all of these at once, and not for one after the other.
+            let places = batch.iter().map(|flow| Place::of(&flow.out.reversed(), self.seed, self.sets));
+            black_box(places.filter(|place| whole.set(place.first).is_empty()).count());
+            for flow in batch.drain(..) {
+                let back =
+                    table::find_in(&flow.out.reversed(), self.seed, self.sets, |set| Some(whole.set(set)));
                 let back = back.and_then(copy).filter(|back| back.generation() == flow.generation());
                 visit(&flow, back.as_ref());
             }
