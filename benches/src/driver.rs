@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
-use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod, include_bytes_aligned};
 use lb_common::Rung;
 use lb_tests::prog::{sk_buff, test_run, xdp_md};
@@ -15,6 +15,11 @@ pub(crate) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR")
 
 /// Words of the headers, as the programs write them.
 const WORDS: usize = 20;
+
+/// The driver program for packets of IPv4 on XDP.
+const EACH: &str = "bench_xdp4";
+/// What it calls to send them.
+const TRANSMIT: &str = "bench_xdp_tx";
 
 /// `State` of the driver programs.
 #[repr(C)]
@@ -48,6 +53,15 @@ pub(crate) struct Driver {
     count: u64,
 }
 
+/// Where the packets of a sender come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sources {
+    /// From those of the tuples.
+    Listed,
+    /// Each from another one.
+    Random,
+}
+
 /// What many runs came to.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
@@ -62,15 +76,36 @@ pub(crate) struct Run {
 impl Driver {
     /// A driver for `packet`, come in by the interface `ingress`; with room for so many tuples, and none yet.
     pub(crate) fn new(rung: Rung, v6: bool, packet: &[u8], ingress: u32, room: usize) -> Result<Self> {
-        let mut loader = EbpfLoader::new();
-        let mut ebpf = loader.map_max_entries("BENCH_TUPLES", room.try_into()?).load(OBJECT)?;
         let program = match (rung, v6) {
-            (Rung::Xdp, false) => "bench_xdp4",
+            (Rung::Xdp, false) => EACH,
             (Rung::Xdp, true) => "bench_xdp6",
             (Rung::Tc, false) => "bench_tc4",
             (Rung::Tc, true) => "bench_tc6",
         };
-        for name in [program, returning(rung)] {
+        Self::of(program, returning(rung), rung, packet, ingress, room)
+    }
+
+    /// A driver for [`Self::send`] of IPv4 packets by an interface: of the tuples, or [`Sources::Random`] of the first one.
+    pub(crate) fn sender(sources: Sources, packet: &[u8], egress: u32, room: usize) -> Result<Self> {
+        let program = match sources {
+            Sources::Listed => EACH,
+            Sources::Random => "bench_flood4",
+        };
+        Self::of(program, TRANSMIT, Rung::Xdp, packet, egress, room)
+    }
+
+    /// `other`: a further program of the object to be loaded.
+    fn of(
+        program: &'static str,
+        other: &str,
+        rung: Rung,
+        packet: &[u8],
+        ingress: u32,
+        room: usize,
+    ) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        let mut ebpf = loader.map_max_entries("BENCH_TUPLES", room.try_into()?).load(OBJECT)?;
+        for name in [program, other] {
             load(&mut ebpf, name, rung)?;
         }
         let jump = match rung {
@@ -126,16 +161,29 @@ impl Driver {
         Ok(run.nanoseconds)
     }
 
+    /// Sends so many packets by the driver's interface. Receiving them is done by the kernel on the same CPU, after each
+    /// batch.
+    pub(crate) fn send(&mut self, packets: usize) -> Result<()> {
+        /// Packets at a time: as many as the receiving end takes at once, and a quarter of what its ring holds.
+        const BATCH: u32 = 64;
+        let transmit = self.ebpf.program(TRANSMIT).context("no program")?.fd()?.try_clone()?;
+        self.jump.set(0, &transmit, 0)?;
+        self.begin(packets)?;
+        let program: &Xdp = self.ebpf.program(self.program).context("no driver")?.try_into()?;
+        program
+            .test_run(TestRunOptions {
+                data_in: Some(&self.packet),
+                ctx_in: Some(&xdp_md(self.packet.len(), self.ingress)),
+                repeat: packets.try_into()?,
+                attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+                ..TestRunOptions::new()
+            })
+            .context("sending live frames (Linux 5.18)")?;
+        self.end(packets).map(drop)
+    }
+
     fn repeat(&mut self, iterations: usize) -> Result<Run> {
-        ensure!(iterations > 0 && self.count > 0, "nothing to run");
-        let state = State {
-            last: iterations as u64 - 1,
-            length: self.packet.len() as u64,
-            next: self.next,
-            tuples: self.count,
-            ..State::default()
-        };
-        self.state.set(0, state, 0)?;
+        self.begin(iterations)?;
         let mut output = vec![0; self.packet.len() + 64];
         let program = self.ebpf.program(self.program).context("no driver")?;
         let repeat = iterations.try_into()?;
@@ -150,14 +198,31 @@ impl Driver {
                 test_run(program, &self.packet, &mut output, &sk_buff(self.ingress, 0), repeat)?
             }
         };
+        let nanoseconds = self.end(iterations)?;
+        output.truncate(result.data_size_out as usize);
+        let tuple = (self.next + self.count - 1) % self.count;
+        Ok(Run { nanoseconds, action: result.return_value, output, tuple: tuple as usize })
+    }
+
+    fn begin(&mut self, iterations: usize) -> Result<()> {
+        ensure!(iterations > 0 && self.count > 0, "nothing to run");
+        let state = State {
+            last: iterations as u64 - 1,
+            length: self.packet.len() as u64,
+            next: self.next,
+            tuples: self.count,
+            ..State::default()
+        };
+        Ok(self.state.set(0, state, 0)?)
+    }
+
+    /// Nanoseconds an iteration.
+    fn end(&mut self, iterations: usize) -> Result<f64> {
         let state = self.state.get(&0, 0)?;
         ensure!(state.failed == 0, "{} of {iterations} iterations were not set up", state.failed);
         ensure!(state.iteration == iterations as u64, "{} iterations of {iterations}", state.iteration);
-        output.truncate(result.data_size_out as usize);
         self.next = state.next;
-        let tuple = (state.next + self.count - 1) % self.count;
-        let nanoseconds = (state.end - state.begin) as f64 / (iterations.max(2) - 1) as f64;
-        Ok(Run { nanoseconds, action: result.return_value, output, tuple: tuple as usize })
+        Ok((state.end - state.begin) as f64 / (iterations.max(2) - 1) as f64)
     }
 }
 

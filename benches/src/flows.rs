@@ -1,6 +1,6 @@
 //! Flows, opened through the programs themselves: a handshake of three packets each.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use anyhow::{Result, bail, ensure};
@@ -106,7 +106,7 @@ impl Opener {
         let syns: Vec<_> = clients
             .map(|number| {
                 let (client, vip) = (client(A::V6, number), self.world.vip(A::V6, number));
-                Key::new(family(client.ip()), family(vip.ip()), client.port().to_be(), vip.port().to_be())
+                key(client, vip)
             })
             .collect();
         let syn = self.syn.all::<A>(bed, rung, &syns, (ISN, 0), aim)?;
@@ -191,8 +191,10 @@ pub(crate) fn reset(bed: &mut Bed, world: &World) -> Result<()> {
     maps::fill(&mut bed.ebpf, &world.tables(&bed.devices))
 }
 
-fn family<A: Address>(address: IpAddr) -> A {
-    A::from_words(address::words(address))
+/// How packets between two sockets of a family arrive.
+pub(crate) fn key<A: Address>(source: SocketAddr, destination: SocketAddr) -> Key<A> {
+    let family = |address: IpAddr| A::from_words(address::words(address));
+    Key::new(family(source.ip()), family(destination.ip()), source.port().to_be(), destination.port().to_be())
 }
 
 /// A packet with the 5-tuple of a flow's direction.

@@ -8,6 +8,7 @@ mod driver;
 mod entries;
 mod established;
 mod flows;
+mod frames;
 mod limit;
 mod machine;
 mod measure;
@@ -49,6 +50,8 @@ struct Arguments {
 enum Kind {
     /// Nanoseconds a packet of the loaded programs
     Packet,
+    /// Packets a second of one core through veth, beside the kernel's own NAT and one without state; a SYN flood
+    Frames,
     /// Requests, connections and bulk through real hosts, beside other balancers
     Connections,
     /// The same with up to a million flows, with many backends and services; memory, listing, sweeping
@@ -74,6 +77,7 @@ fn main() -> Result<()> {
     for kind in kinds {
         let section = match kind {
             Kind::Packet => packet::run(&effort)?,
+            Kind::Frames => frames::run(&effort)?,
             Kind::Connections => connections::run(&effort)?,
             Kind::Scale => scale::run(&effort)?,
         };

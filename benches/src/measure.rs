@@ -50,7 +50,7 @@ impl Row<'_> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Series {
     pub(crate) name: String,
-    /// Nanoseconds a packet, without the driver; one figure for each round.
+    /// One figure for each round: nanoseconds a packet, without the driver, or what [`Quantity`] says.
     pub(crate) net: Vec<f64>,
     /// The name of another row, and what the ratio to it should be.
     pub(crate) relative_to: Option<String>,
@@ -71,16 +71,39 @@ impl Series {
         self.target = Some(Target::AtMost(ratio));
         self
     }
+
+    pub(crate) fn at_least(mut self, ratio: f64) -> Self {
+        self.target = Some(Target::AtLeast(ratio));
+        self
+    }
 }
 
-/// The table and the figures of some rows.
+/// What the figures of some series are.
+pub(crate) struct Quantity {
+    /// What the column of a table says.
+    pub(crate) column: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) decimals: usize,
+}
+
+/// The table and the figures of some rows of nanoseconds.
 pub(crate) fn report(section: &str, title: &str, all: &[Series]) -> Result<(Table, Vec<Figure>)> {
+    report_of(&Quantity { column: "ns a packet", unit: "ns", decimals: 1 }, section, title, all)
+}
+
+/// The same for another quantity.
+pub(crate) fn report_of(
+    quantity: &Quantity,
+    section: &str,
+    title: &str,
+    all: &[Series],
+) -> Result<(Table, Vec<Figure>)> {
     let mut rows = Vec::new();
     let mut figures = Vec::new();
     for series in all {
         let spread = Spread::of(&series.net);
-        let mut figure = Figure::new(format!("{section}: {}", series.name), spread.median, "ns");
-        let mut row = vec![series.name.clone(), spread.show(1)];
+        let mut figure = Figure::new(format!("{section}: {}", series.name), spread.median, quantity.unit);
+        let mut row = vec![series.name.clone(), spread.show(quantity.decimals)];
         if let Some(name) = &series.relative_to {
             let other = all.iter().find(|other| other.name == *name);
             let ratio = Spread::of_ratios(&series.net, &other.with_context(|| format!("no row {name}"))?.net);
@@ -96,6 +119,6 @@ pub(crate) fn report(section: &str, title: &str, all: &[Series]) -> Result<(Tabl
         rows.push(row);
         figures.push(figure);
     }
-    let columns = ["case", "ns a packet", "relative to", "ratio", "target"].map(str::to_owned).into();
+    let columns = ["case", quantity.column, "relative to", "ratio", "target"].map(str::to_owned).into();
     Ok((Table { title: title.to_owned(), columns, rows }, figures))
 }

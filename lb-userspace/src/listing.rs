@@ -81,21 +81,18 @@ fn each<A: Address + Into<IpAddr>>(
     })
 }
 
-/// The first `limit` rows, the ones that were active last first.
+/// The first `limit` rows, the ones that were active last first, of these the youngest.
 pub fn in_order(rows: &[FlowRow], limit: Option<usize>) -> impl Iterator<Item = &FlowRow> {
-    // Small keys are what is moved around, not rows. Times are not negative, so their bits are in their order.
-    let mut order: Vec<(u64, u64, u32)> =
-        rows.iter().zip(0..).map(|(row, index)| (row.idle_s.to_bits(), row.age_s.to_bits(), index)).collect();
-    let compare = |a: &(u64, u64, u32), b: &(u64, u64, u32)| {
-        let client = |index: u32| rows[index as usize].client;
-        (a.0, a.1).cmp(&(b.0, b.1)).then_with(|| client(a.2).cmp(&client(b.2)))
-    };
+    // Small keys are what is moved around, not rows.
+    let milliseconds = |seconds: f64| (seconds * 1e3).round() as u32;
+    let key = |row: &FlowRow| (milliseconds(row.idle_s), milliseconds(row.age_s));
+    let mut order: Vec<_> = rows.iter().zip(0u32..).map(|(row, index)| (key(row), index)).collect();
     if let Some(limit) = limit
         && limit < order.len()
     {
-        order.select_nth_unstable_by(limit, compare);
+        order.select_nth_unstable(limit);
         order.truncate(limit);
     }
-    order.sort_unstable_by(compare);
-    order.into_iter().map(|(.., index)| &rows[index as usize])
+    order.sort_unstable();
+    order.into_iter().map(|(_, index)| &rows[index as usize])
 }

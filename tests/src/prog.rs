@@ -81,27 +81,25 @@ impl Bed {
         let namespace = namespace().expect("a network namespace with three veth devices");
         namespace
             .within(|| {
-                let mut cpu = CpuSet::new();
-                cpu.set(first_cpu().expect("a CPU to run on"));
-                sched_setaffinity(None, &cpu).expect("a CPU that this thread may run on");
+                stay_on_one_cpu().expect("a CPU that this thread may run on");
                 let devices = devices().expect("the devices that were made above");
-                let ebpf = object::load(max_flows, 0, None).expect("the kernel loads the programs").ebpf;
-                let mut bed = Self { ebpf, devices, counted: vec![0; REASON_SLOTS as usize] };
-                for device in [devices.client, devices.backend] {
-                    maps::add_device(&mut bed.ebpf, device.ifindex).expect("a slot in the device map");
-                }
-                work(bed)
+                work(Self::on(devices, max_flows).expect("the kernel loads the programs"))
             })
             .expect("a thread in the namespace")
     }
 
     /// The programs once more, with maps of their own; on the same interfaces.
     pub fn another(&self, max_flows: u32) -> Result<Self> {
+        Self::on(self.devices, max_flows)
+    }
+
+    /// The programs with maps of their own, on interfaces of the calling thread's namespace.
+    pub fn on(devices: Devices, max_flows: u32) -> Result<Self> {
         let mut ebpf = object::load(max_flows, 0, None)?.ebpf;
-        for device in [self.devices.client, self.devices.backend] {
-            maps::add_device(&mut ebpf, device.ifindex)?;
+        for device in [devices.client, devices.backend] {
+            maps::add_device(&mut ebpf, device.ifindex).context("no slot in the device map")?;
         }
-        Ok(Self { ebpf, devices: self.devices, counted: vec![0; REASON_SLOTS as usize] })
+        Ok(Self { ebpf, devices, counted: vec![0; REASON_SLOTS as usize] })
     }
 
     /// Runs the program of `rung` on `frame` as if it came in by the interface `ingress`.
@@ -255,6 +253,13 @@ fn devices() -> Result<Devices> {
     let devices = Devices { client: client?, backend: backend?, unmapped: unmapped? };
     ensure!(devices.client.ifindex > 1, "1 would be the loopback device, whose MAC address is another");
     Ok(devices)
+}
+
+/// Keeps the calling thread, and those that it starts, on the first CPU that it may run on.
+pub fn stay_on_one_cpu() -> Result<()> {
+    let mut cpu = CpuSet::new();
+    cpu.set(first_cpu()?);
+    Ok(sched_setaffinity(None, &cpu)?)
 }
 
 /// The first CPU that this thread may run on.

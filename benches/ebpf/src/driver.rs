@@ -13,10 +13,11 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{TC_ACT_SHOT, xdp_action};
 use aya_ebpf::btf_maps::{Array, ProgramArray};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
+use crate::checksum::apply;
 use crate::frame::{Frame, Head};
 
 /// What the driver and its caller tell each other.
@@ -85,6 +86,17 @@ pub(crate) fn bench_xdp6(ctx: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// As [`bench_xdp4`], but each packet comes from a source of its own: some address of the tuple's network of 15 bits, some
+/// port from 32,768 on.
+#[xdp]
+pub(crate) fn bench_flood4(ctx: XdpContext) -> u32 {
+    // SAFETY: the context that the kernel passed.
+    drive(&ctx, unsafe { Frame::of(ctx.ctx) }, &BENCH_XDP, |frame, head, tuple| {
+        write4(frame, head, &from_anywhere(tuple));
+    });
+    xdp_action::XDP_ABORTED
+}
+
 #[classifier]
 pub(crate) fn bench_tc4(ctx: TcContext) -> i32 {
     // SAFETY: the context that the kernel passed.
@@ -111,7 +123,13 @@ pub(crate) fn bench_xdp_tx(_: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
-/// As above.
+/// For interfaces that take frames from XDP only with a program.
+#[xdp]
+pub(crate) fn bench_xdp_pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// As [`bench_xdp_drop`].
 #[classifier]
 pub(crate) fn bench_tc_drop(_: TcContext) -> i32 {
     TC_ACT_SHOT
@@ -146,6 +164,26 @@ fn drive<C: EbpfContext>(
         unsafe { target.tail_call(ctx, 0) };
     }
     state.failed += 1;
+}
+
+/// The tuple with a random source. 17 bits of the address and 15 bits of the port are 0 in it, all other bits stay.
+#[inline(always)]
+fn from_anywhere(tuple: &Tuple) -> Tuple {
+    // SAFETY: no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let (high, low, port) = ((random >> 16) & 1, random & 0xffff, random >> 17);
+    // Words as they stand in the packet; where bits were 0, the sum grows by what they become.
+    let [high, low, port] = [high, low, port].map(|word| u32::from((word as u16).to_be()));
+    Tuple {
+        source: tuple.source | high | low << 16,
+        destination: tuple.destination,
+        ports: tuple.ports | port,
+        sequence: tuple.sequence,
+        acknowledgement: tuple.acknowledgement,
+        ip_checksum: apply(tuple.ip_checksum, high + low),
+        tcp_checksum: apply(tuple.tcp_checksum, high + low + port),
+        zero: 0,
+    }
 }
 
 /// Shorter packets are left alone: no program writes to them. Field by field, as programs read them: a load that spans two

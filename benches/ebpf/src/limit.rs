@@ -7,6 +7,7 @@ use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
+use crate::checksum::apply;
 use crate::frame::Frame;
 
 /// The 5-tuple as it arrives, 16 bytes.
@@ -65,12 +66,4 @@ pub(crate) fn bench_limit(ctx: XdpContext) -> u32 {
     head.set32::<34>(nat.ports);
     head.set16::<50>(apply(head.get16::<50>(), nat.tcp_delta));
     xdp_action::XDP_TX
-}
-
-/// A checksum when a sum of its words has grown by `delta` (RFC 1624).
-#[inline(always)]
-fn apply(checksum: u16, delta: u32) -> u16 {
-    let sum = u32::from(!checksum) + delta;
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !(((sum & 0xffff) + (sum >> 16)) as u16)
 }

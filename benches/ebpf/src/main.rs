@@ -4,11 +4,17 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod checksum;
+#[cfg(target_arch = "bpf")]
 mod driver;
 #[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
 mod limit;
+#[cfg(target_arch = "bpf")]
+mod receive;
+#[cfg(target_arch = "bpf")]
+mod toy;
 
 /// A panic that the compiler could not rule out: the verifier rejects the endless loop, so such a program never runs.
 #[cfg(target_arch = "bpf")]
