@@ -16,7 +16,7 @@ use lb_userspace::datapath::kernel::Kernel;
 use lb_userspace::datapath::object::Loaded;
 use lb_userspace::datapath::sweep::{IdleTimeouts, Moved};
 use lb_userspace::flows::FlowFilter;
-use lb_userspace::listing::Listing;
+use lb_userspace::listing::{Listing, Tables};
 use std::io::{BufWriter, Write};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
@@ -66,7 +66,10 @@ pub(crate) fn memory<A: Family>(ebpf: &Ebpf) -> Result<u64> {
 
 /// How long the agent takes to make what `headgate flows --json` prints, and how many rows that has.
 pub(crate) fn list(ebpf: &Ebpf) -> Result<(Duration, usize)> {
-    let tables = (Arc::new(maps::flow_table(ebpf, V4::FLOWS)?), Arc::new(maps::flow_table(ebpf, V6::FLOWS)?));
+    let tables = Tables {
+        v4: Arc::new(maps::flow_table(ebpf, V4::FLOWS)?),
+        v6: Arc::new(maps::flow_table(ebpf, V6::FLOWS)?),
+    };
     let listing = Listing { tables: Some(tables), proxied: Vec::new() };
     let mut lines = Lines(0);
     let begin = Instant::now();

@@ -391,6 +391,37 @@ impl<'t, A: Address> FlowRef<'t, A> {
         }
     }
 
+    /// Brings the entry up to `old`, the entry of the same key in a table that this one takes the place of, while packets
+    /// may change either: what the later attempt is counts, and of one attempt what either says. `revived`: `old` was
+    /// marked as reset when it was copied here, and is not any more.
+    #[cfg(feature = "user")]
+    pub fn follow(self, old: &Flow<A>, revived: bool) {
+        if old.generation() > self.generation() {
+            if self.claim() {
+                self.publish(FlowRef::from_mut(&mut { *old }), false);
+            }
+            return;
+        }
+        if old.generation() < self.generation() {
+            return;
+        }
+        let at = self.at.as_ptr();
+        // SAFETY: valid by the contract of `new`; plain integers whose lost updates are tolerated.
+        unsafe {
+            if (*at).isn == 0 {
+                (*at).isn = old.isn;
+            }
+            if self.seen & mark::ANSWERED == 0 && old.peer_isn != 0 {
+                (*at).peer_isn = old.peer_isn;
+            }
+            (*at).end = (*at).end.max(old.end);
+            (*at).packets = (*at).packets.max(old.packets);
+            (*at).last_seen = (*at).last_seen.max(old.last_seen);
+        }
+        // Last: who sees that the backend has answered goes by its sequence number.
+        let _ = self.update(old.word & !mark::GENERATION, if revived { tcp::state::RESET } else { 0 });
+    }
+
     #[inline(always)]
     pub(crate) fn set_peer_isn(self, isn: u32) {
         // SAFETY: valid by the contract of `new`; a plain integer.
@@ -488,6 +519,64 @@ mod tests {
             }
             proptest::prop_assert_eq!(flow.packets, 1 + count);
         }
+    }
+
+    /// An entry of the attempt `number`, with these marks and as many packets.
+    fn entry(number: u64, marks: u64, packets: u64) -> Flow<V4> {
+        let mut flow = crate::host::empty_flow::<V4>();
+        flow.word = generation_at(number << 10) | marks;
+        (flow.packets, flow.last_seen, flow.end) = (packets, 100 + packets, 1_000 + packets);
+        flow
+    }
+
+    fn follow(new: &mut Flow<V4>, old: &Flow<V4>, revived: bool) {
+        FlowRef::from_mut(new).follow(old, revived);
+    }
+
+    #[test]
+    fn a_copy_takes_over_what_the_original_saw_meanwhile() {
+        let mut new = entry(1, mark::ESTABLISHED | tcp::state::BACKEND_FIN, 5);
+        follow(&mut new, &entry(1, mark::ESTABLISHED | tcp::state::CLIENT_FIN, 9), false);
+        assert_eq!(new.word, entry(1, mark::ESTABLISHED | 3, 0).word);
+        assert_eq!((new.packets, new.last_seen, new.end), (9, 109, 1_009));
+        // What it saw itself stays.
+        follow(&mut new, &entry(1, mark::ESTABLISHED, 2), false);
+        assert_eq!(new.word, entry(1, mark::ESTABLISHED | 3, 0).word);
+        assert_eq!((new.packets, new.last_seen, new.end), (9, 109, 1_009));
+    }
+
+    #[test]
+    fn a_copy_of_a_handshake_goes_on_where_the_original_is() {
+        let (mut new, mut old) = (entry(1, 0, 1), entry(1, mark::ANSWERED, 1));
+        (new.isn, old.isn, old.peer_isn) = (7, 7, 8);
+        follow(&mut new, &old, false);
+        assert_eq!((new.word, new.isn, new.peer_isn), (old.word, 7, 8));
+        let (mut new, mut old) = (entry(1, mark::REVERSE, 0), entry(1, mark::REVERSE | mark::ESTABLISHED, 1));
+        old.isn = 8;
+        follow(&mut new, &old, false);
+        assert_eq!((new.word, new.isn), (old.word, 8));
+    }
+
+    #[test]
+    fn data_after_a_reset_counts_in_the_copy_too() {
+        let reset = mark::ESTABLISHED | tcp::state::RESET;
+        let mut new = entry(1, reset, 1);
+        follow(&mut new, &entry(1, mark::ESTABLISHED, 2), true);
+        assert_eq!(new.word, entry(1, mark::ESTABLISHED, 0).word);
+        // A reset that the copy alone saw.
+        let mut new = entry(1, reset, 1);
+        follow(&mut new, &entry(1, mark::ESTABLISHED, 2), false);
+        assert_eq!(new.word, entry(1, reset, 0).word);
+    }
+
+    #[test]
+    fn the_later_attempt_counts() {
+        let closing = mark::ESTABLISHED | tcp::state::RESET;
+        let mut new = entry(1, closing, 9);
+        follow(&mut new, &entry(2, mark::TOMBSTONE, 1), false);
+        assert_eq!((new.word, new.packets), (entry(2, mark::TOMBSTONE, 1).word, 1));
+        follow(&mut new, &entry(1, closing, 9), false);
+        assert_eq!((new.word, new.packets), (entry(2, mark::TOMBSTONE, 1).word, 1));
     }
 
     #[test]

@@ -405,9 +405,10 @@ pub fn find_in<'t, A: Address>(
     set(place.second(sets))?.find(place.tag | 1, key)
 }
 
-/// Puts a copy of `flow` into a table that nobody else uses, unless there is no room; whether there was.
+/// Puts a copy of `flow`, whose key is not in the table, into the sets that `set` gives; whether it is there: not if there
+/// is no room without another giving way, or if somebody else puts the same key there.
 #[cfg(feature = "user")]
-pub fn insert_alone<'t, A: Address>(
+pub fn insert_in<'t, A: Address>(
     flow: FlowRef<'_, A>,
     seed: u64,
     sets: u32,
@@ -419,15 +420,24 @@ pub fn insert_alone<'t, A: Address>(
     let second_usable = second.way(place.tag | 1) >= WAYS;
     let second_is_better = first.used() >= PREFERRED && first.used() > second.used();
     for use_second in [second_is_better, !second_is_better] {
-        let (set, usable) = if use_second { (second, second_usable) } else { (first, first_usable) };
-        let way = if usable { set.take_way(place.tag | use_second as u64) } else { WAYS };
-        if let Some(room) = set.room(way) {
-            if use_second {
-                first.add_strays(true);
-            }
+        let (set, other, usable) =
+            if use_second { (second, first, second_usable) } else { (first, second, first_usable) };
+        let tag = place.tag | use_second as u64;
+        let way = if usable { set.take_way(tag) } else { WAYS };
+        let Some(room) = set.room(way) else { continue };
+        if use_second {
+            first.add_strays(true);
+        }
+        let rival = other.flow(other.way(tag ^ 1));
+        if set.count(tag) == 1 && !rival.is_some_and(|rival| rival.may_have(&flow.get().key)) {
             room.publish(flow, false);
             return true;
         }
+        if use_second {
+            first.add_strays(false);
+        }
+        set.free_way(way);
+        return false;
     }
     false
 }

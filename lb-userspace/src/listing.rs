@@ -17,9 +17,15 @@ use crate::proxy::ProxiedFlow;
 /// Where connections are listed.
 pub struct Listing {
     /// The kernel's, if it carries any.
-    pub tables: Option<(Arc<FlowTable<V4>>, Arc<FlowTable<V6>>)>,
+    pub tables: Option<Tables>,
     /// The proxy's.
     pub proxied: Vec<ProxiedFlow>,
+}
+
+/// The flow tables of both families.
+pub struct Tables {
+    pub v4: Arc<FlowTable<V4>>,
+    pub v6: Arc<FlowTable<V6>>,
 }
 
 impl Listing {
@@ -59,7 +65,7 @@ impl Listing {
     }
 
     fn for_each(self, mut visit: impl FnMut(FlowRow)) -> Result<()> {
-        if let Some((v4, v6)) = &self.tables {
+        if let Some(Tables { v4, v6 }) = &self.tables {
             let now = monotonic_now();
             each(v4, now, &mut visit)?;
             each(v6, now, &mut visit)?;

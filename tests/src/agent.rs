@@ -151,13 +151,23 @@ impl Agent {
         Ok(kill_process(self.pid(), Signal::TERM)?)
     }
 
+    /// Puts another configuration in the place of the one it runs with, for its next start.
+    pub fn configure(&self, config: &str) -> Result<()> {
+        Ok(fs::write(self.directory.join("headgate.yaml"), config)?)
+    }
+
+    /// Has it read its configuration again, and does not wait for that.
+    pub fn hang_up(&self) -> Result<()> {
+        Ok(kill_process(self.pid(), Signal::HUP)?)
+    }
+
     /// Puts another configuration in the place of the one it runs with, and sends SIGHUP. Waits until the agent has come
     /// to a decision: `Err` with its reason where it refused the file.
     pub fn reload(&self, config: &str) -> Result<Result<(), String>> {
         let last = |status: &Value| status["reload"]["at"].clone();
         let before = last(&self.status()?);
-        fs::write(self.directory.join("headgate.yaml"), config)?;
-        kill_process(self.pid(), Signal::HUP)?;
+        self.configure(config)?;
+        self.hang_up()?;
         wait_for("the agent has read its file again", Duration::from_secs(10), || {
             let status = self.status()?;
             ensure!(last(&status) != before, "not yet");

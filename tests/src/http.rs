@@ -280,7 +280,8 @@ impl Talk {
     }
 }
 
-fn allow_descriptors(count: u64) -> Result<()> {
+/// Lets this process open so many files.
+pub fn allow_descriptors(count: u64) -> Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < count) {
         limit.current = Some(count);

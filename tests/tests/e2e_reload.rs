@@ -149,18 +149,11 @@ fn a_bad_file_changes_nothing() {
         "listeners:\n  - { name: busy, address: \"0.0.0.0:83\", cluster: web4 }\n",
         1,
     );
-    let too_late = format!("{good}\ndatapath: {{ max_flows: 5000 }}\n");
-    let too_late = if good.contains("datapath:") {
-        good.replacen("datapath: {", "datapath: { max_flows: 5000,", 1)
-    } else {
-        too_late
-    };
     let cases = [
         ("listeners: [", "headgate.yaml:1:"),
         (&good.replace("round_robin", "fair"), "`fair` is not accepted"),
         (&on_busy_port, "83"),
         (&good.replace("mode: tc", "mode: proxy"), "datapath.mode"),
-        (&too_late, "datapath.max_flows"),
     ];
     for (text, reason) in cases {
         let error = agent.reload(text).unwrap().unwrap_err();

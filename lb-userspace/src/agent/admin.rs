@@ -204,7 +204,7 @@ fn ask(run_dir: &Path, question: &Question, take: &mut dyn FnMut(&[u8]) -> Resul
 /// The answer of the agent below `run_dir`.
 pub fn read<T: DeserializeOwned>(run_dir: &Path, question: &Question) -> Result<T> {
     let mut text = Vec::new();
-    ask(run_dir, question, &mut |piece| Ok(text.extend_from_slice(piece)))?;
+    copy(run_dir, question, &mut text)?;
     serde_json::from_slice(&text).context("reading the agent's answer")
 }
 

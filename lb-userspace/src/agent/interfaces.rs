@@ -55,6 +55,11 @@ impl Interfaces {
         }
     }
 
+    /// Some are to be attached to anew by the next [`attach`](Self::attach).
+    pub fn forget(&mut self, indices: &[u32]) {
+        self.list.retain(|interface| !indices.contains(&interface.index));
+    }
+
     /// Attaches to the interfaces that are to carry traffic and leaves those that are not. With a forced mode, an
     /// interface that cannot have it is an error.
     pub async fn attach(

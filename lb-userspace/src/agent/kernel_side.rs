@@ -6,6 +6,7 @@ use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use lb_common::table;
 use lb_common::tables::hop;
 
 use crate::agent::Options;
@@ -14,14 +15,15 @@ use crate::agent::interfaces::Interfaces;
 use crate::agent::trials::Trials;
 use crate::datapath::contents::{Contents, plan};
 use crate::datapath::kernel::{Kernel, monotonic_now};
-use crate::datapath::object::{self, Pins};
+use crate::datapath::object::{self, Loaded, Pins};
+use crate::datapath::resize::{resize, resume};
 use crate::datapath::sweep::{IdleTimeouts, Moved, Usage};
 use crate::datapath::{attach, bpffs};
 use crate::desired::{self, Destination, Indices, Observed};
 use crate::endpoints::{Endpoints, Name};
 use crate::model::{Config, Mode};
 use crate::moved::{MovedRoutes, route_to_client};
-use crate::net::{self, NeighbourState, RouteTo, Snapshot};
+use crate::net::{self, Link, NeighbourState, RouteTo, Snapshot};
 
 /// Flows of each family for each GiB of memory, unless configured.
 const FLOWS_PER_GIB: u64 = 65_536;
@@ -74,23 +76,24 @@ struct Neighbours {
 
 impl KernelSide {
     /// Loads the programs, with the maps of an earlier agent if there are any: endpoints of it that are not ours drain.
-    /// Attaches nothing yet.
-    pub fn load(config: &Config, options: &Options, mode: Mode, endpoints: &mut Endpoints) -> Result<Self> {
+    /// Attaches nothing yet, unless the flow tables are to have another size than these.
+    pub fn load(
+        config: &Config,
+        options: &Options,
+        mode: Mode,
+        endpoints: &mut Endpoints,
+        network: &Snapshot,
+    ) -> Result<Self> {
         bpffs::prepare(&options.bpffs)?;
         let pins = Pins::new(&options.bpffs);
-        let (max_flows, seed) = match object::pinned_tables(&pins)? {
-            Some((pinned, seed)) => {
-                if config.datapath.max_flows.is_some_and(|wanted| wanted != pinned) {
-                    log::warn!(
-                        "datapath.max_flows: the tables of an earlier agent are for {pinned} flows and stay so; stop the \
-                         agent without --leave-datapath to change it"
-                    );
-                }
-                (pinned, seed)
+        let (loaded, max_flows) = match object::pinned_tables(&pins)? {
+            Some(_) => take_over(&pins, config.datapath.max_flows, &network.links)?,
+            None => {
+                let max_flows = config.datapath.max_flows.map_or_else(flows_by_memory, Ok)?;
+                (object::load(max_flows, fastrand::u64(..), Some(&pins))?, max_flows)
             }
-            None => (config.datapath.max_flows.map_or_else(flows_by_memory, Ok)?, fastrand::u64(..)),
         };
-        let kernel = Kernel::new(object::load(max_flows, seed, Some(&pins))?)?;
+        let kernel = Kernel::new(loaded)?;
         for rejected in kernel.all_rejected() {
             log::warn!("the kernel does not take the program {}: {}", rejected.program, rejected.why);
         }
@@ -181,6 +184,28 @@ impl KernelSide {
     pub fn reconfigure(&mut self, config: &Config, mode: Mode) -> Result<()> {
         self.snat_ports = snat_ports(config)?;
         self.interfaces.set_mode(mode);
+        Ok(())
+    }
+
+    /// Gives the flow tables the size that the configuration asks for, under open flows. An error: they stay as they are.
+    pub async fn resize(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
+        let Some(wanted) = config.datapath.max_flows.filter(|&wanted| wanted != self.max_flows) else {
+            return Ok(());
+        };
+        let mut failed = Vec::new();
+        if table::sets(wanted) != self.kernel.v4.flows.sets() {
+            // It may take seconds.
+            self.confirm();
+            let resized = resize(&self.pins, &network.links, wanted)?;
+            self.kernel.replace_tables(resized.loaded)?;
+            failed = resized.failed;
+        }
+        self.max_flows = wanted;
+        self.update_maps(config, endpoints, network)?;
+        if !failed.is_empty() {
+            self.interfaces.forget(&failed);
+            self.attach(config, network).await?;
+        }
         Ok(())
     }
 
@@ -387,6 +412,33 @@ impl KernelSide {
     pub fn unload(&self, network: &Snapshot) -> Result<()> {
         unload(&self.pins, network)
     }
+}
+
+/// Loads the programs with the maps of an earlier agent, but with flow tables for as many flows as are wanted, if that is
+/// another number; and how many they are for.
+fn take_over(pins: &Pins, wanted: Option<u32>, links: &[Link]) -> Result<(Loaded, u32)> {
+    let mut loaded = match resume(pins, links) {
+        Ok(resumed) => resumed.map(|resized| resized.loaded),
+        Err(error) => {
+            log::warn!("the flow tables keep their size: {error:#}");
+            None
+        }
+    };
+    let (mut max_flows, seed) = object::pinned_tables(pins)?.context("there are no flow tables")?;
+    if let Some(wanted) = wanted {
+        if table::sets(wanted) == table::sets(max_flows) {
+            max_flows = wanted;
+        } else {
+            match resize(pins, links, wanted) {
+                Ok(resized) => (loaded, max_flows) = (Some(resized.loaded), wanted),
+                Err(error) => log::warn!(
+                    "datapath.max_flows: the tables of an earlier agent are for {max_flows} flows and stay so: {error:#}"
+                ),
+            }
+        }
+    }
+    let loaded = loaded.map_or_else(|| object::load(max_flows, seed, Some(pins)), Ok)?;
+    Ok((loaded, max_flows))
 }
 
 /// Has a neighbour resolved and kept so.

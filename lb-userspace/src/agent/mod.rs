@@ -202,7 +202,8 @@ impl Agent {
     }
 
     async fn load_and_bring_up(&mut self, mode: Mode) -> Result<KernelSide> {
-        let mut kernel = KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints)?;
+        let mut kernel =
+            KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints, &self.network)?;
         kernel.explore(&self.endpoints, &self.network).await;
         let deadline = Instant::now() + RESOLUTION;
         kernel.await_trials(RESOLUTION).await;

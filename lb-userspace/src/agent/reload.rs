@@ -48,7 +48,11 @@ impl Agent {
             return Ok(false);
         }
         let before = self.config.clone();
-        if let Err(error) = self.reconfigure(loaded.config).await {
+        let mut result = self.reconfigure(loaded.config.clone()).await;
+        if result.is_ok() {
+            result = self.resize(&loaded).await;
+        }
+        if let Err(error) = result {
             // Back to what is known to work.
             if let Err(worse) = self.reconfigure(before).await {
                 log::error!("going back to the configuration before: {worse:#}");
@@ -60,24 +64,15 @@ impl Agent {
 
     /// What cannot change while flows are open.
     fn check_fixed(&self, loaded: &Loaded) -> Result<()> {
-        let (old, new) = (&self.config.datapath, &loaded.config.datapath);
-        let mut errors = Vec::new();
-        if self.kernel.is_some() && old.max_flows != new.max_flows {
-            errors.push(loaded.error_at(
-                loaded.places.max_flows().unwrap_or(Place::START),
-                "datapath.max_flows",
-                "the size of the flow tables cannot change while they are in use: put it back, or stop the agent and start it again",
-            ));
-        }
         let (old_mode, new_mode) = (self.mode_of(&self.config), self.mode_of(&loaded.config));
         if self.kernel.is_some() && new_mode == Mode::Proxy && old_mode != Mode::Proxy {
-            errors.push(loaded.error_at(
+            bail!(ConfigErrors::from(vec![loaded.error_at(
                 loaded.places.mode().unwrap_or(Place::START),
                 "datapath.mode",
                 "to go over to proxy would cut all kernel flows: put it back, or stop the agent, which lets them end, and start it again",
-            ));
+            )]));
         }
-        if errors.is_empty() { Ok(()) } else { bail!(ConfigErrors::from(errors)) }
+        Ok(())
     }
 
     /// Makes everything as `config` says. What can fail comes first.
@@ -112,5 +107,15 @@ impl Agent {
             None if mode == Mode::Proxy => Ok(()),
             None => self.start_kernel().await,
         }
+    }
+
+    /// The last part of a reload, so that it never has to be taken back.
+    async fn resize(&mut self, loaded: &Loaded) -> Result<()> {
+        let Some(kernel) = &mut self.kernel else { return Ok(()) };
+        kernel.resize(&self.config, &self.endpoints, &self.network).await.map_err(|error| {
+            let place = loaded.places.max_flows().unwrap_or(Place::START);
+            ConfigErrors::from(vec![loaded.error_at(place, "datapath.max_flows", format!("{error:#}"))])
+                .into()
+        })
     }
 }

@@ -14,7 +14,7 @@ use crate::agent::interfaces::rung_name;
 use crate::agent::kernel_side::KernelSide;
 use crate::agent::membership::{DRAINING, HEALTHY};
 use crate::desired::served_addresses;
-use crate::listing::Listing;
+use crate::listing::{Listing, Tables};
 
 impl Agent {
     pub(super) fn answer(&self, question: Question) -> Result<Answer> {
@@ -163,10 +163,10 @@ impl Agent {
     }
 
     fn listing(&self) -> Listing {
-        let tables = self
-            .kernel
-            .as_ref()
-            .map(|KernelSide { kernel, .. }| (Arc::clone(&kernel.v4.flows), Arc::clone(&kernel.v6.flows)));
+        let tables = self.kernel.as_ref().map(|KernelSide { kernel, .. }| Tables {
+            v4: Arc::clone(&kernel.v4.flows),
+            v6: Arc::clone(&kernel.v6.flows),
+        });
         Listing { tables, proxied: self.proxy.flows() }
     }
 }

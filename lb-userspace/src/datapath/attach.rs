@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{
@@ -13,7 +13,9 @@ use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 
-use crate::datapath::object::{Pins, TC_L3_PROGRAM, TC_PROGRAM, tc_program, xdp_program};
+use crate::datapath::object::{
+    Pins, TC_L3_PROGRAM, TC_PROGRAM, XDP_FRAGS_PROGRAM, XDP_PROGRAM, tc_program, xdp_program,
+};
 use crate::net::Link;
 
 /// Our place among the clsact filters of an interface (kernels before 6.6): first, and a handle that says whose.
@@ -22,18 +24,41 @@ const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x4847);
 
 /// Attaches an XDP program in native mode, or puts it in the place of an earlier agent's.
 pub fn attach_xdp(ebpf: &mut Ebpf, pins: &Pins, link: &Link, program: &str) -> Result<()> {
-    let program = xdp_program(ebpf, program)?;
     let pin = xdp_pin(pins, link.index);
-    if let Some(old) = pinned(&pin)?
+    if replace_xdp(ebpf, &pin, program)? {
+        return Ok(());
+    }
+    let program = xdp_program(ebpf, program)?;
+    let id = program.attach_to_if_index(link.index, XdpMode::Driver)?;
+    let fd = FdLink::try_from(program.take_link(id)?)?;
+    repin(fd, &pin)
+}
+
+/// Puts an XDP program into a pinned link; whether there is one that takes it.
+fn replace_xdp(ebpf: &mut Ebpf, pin: &Path, program: &str) -> Result<bool> {
+    let program = xdp_program(ebpf, program)?;
+    if let Some(old) = pinned(pin)?
         && let Ok(old) = XdpLink::try_from(old)
         && let Ok(id) = program.attach_to_link(old)
     {
         let _ = program.take_link(id)?;
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Puts the programs of `ebpf` in the place of those that are on an interface. Where the XDP program cannot be replaced it
+/// goes: the TC program behind it takes all.
+pub fn replace(ebpf: &mut Ebpf, pins: &Pins, link: &Link) -> Result<()> {
+    if tc_pin(pins, link.index).exists() {
+        attach_tc(ebpf, pins, link)?;
+    }
+    let pin = xdp_pin(pins, link.index);
+    if !pin.exists() || replace_xdp(ebpf, &pin, XDP_PROGRAM)? || replace_xdp(ebpf, &pin, XDP_FRAGS_PROGRAM)? {
         return Ok(());
     }
-    let id = program.attach_to_if_index(link.index, XdpMode::Driver)?;
-    let fd = FdLink::try_from(program.take_link(id)?)?;
-    repin(fd, &pin)
+    unpin(&pin)?;
+    bail!("the XDP program cannot be replaced")
 }
 
 /// Attaches the TC program at ingress: by TCX, or by clsact where the kernel has no TCX.

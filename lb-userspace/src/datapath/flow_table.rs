@@ -73,6 +73,14 @@ impl<A: Address> FlowTable<A> {
 
     /// Calls `visit` with a copy of each entry. Those that come or go meanwhile may be seen or not.
     pub fn for_each(&self, mut visit: impl FnMut(&Flow<A>)) -> Result<()> {
+        self.try_for_each(|flow| {
+            visit(flow);
+            Ok(())
+        })
+    }
+
+    /// The same up to the first error.
+    pub fn try_for_each(&self, mut visit: impl FnMut(&Flow<A>) -> Result<()>) -> Result<()> {
         let sets = (PASS / size_of::<FlowSet<A>>()) as u32;
         let mut first = 0;
         while first < self.sets {
@@ -84,7 +92,7 @@ impl<A: Address> FlowTable<A> {
                 }
                 for way in 0..WAYS {
                     if let Some(flow) = set.flow(way).and_then(copy) {
-                        visit(&flow);
+                        visit(&flow)?;
                     }
                 }
             }
@@ -129,17 +137,35 @@ impl<A: Address> FlowTable<A> {
 
     /// For looking at single entries.
     pub fn look(&self) -> Look<'_, A> {
-        Look { table: self, windows: RefCell::default() }
+        self.look_by(LOOK)
+    }
+
+    /// For looking at many entries: in the end all of the table is mapped.
+    pub fn look_everywhere(&self) -> Look<'_, A> {
+        self.look_by(PASS)
+    }
+
+    /// By windows of so many bytes.
+    fn look_by(&self, bytes: usize) -> Look<'_, A> {
+        let sets = (bytes / size_of::<FlowSet<A>>()) as u32;
+        Look { table: self, sets, windows: RefCell::default() }
     }
 }
 
 /// Access to single entries of a table. Keeps mapped what was looked at.
 pub struct Look<'t, A> {
     table: &'t FlowTable<A>,
+    /// Of a window.
+    sets: u32,
     windows: RefCell<BTreeMap<u32, Box<Window<A>>>>,
 }
 
-impl<A: Address> Look<'_, A> {
+impl<'t, A: Address> Look<'t, A> {
+    /// The table.
+    pub fn table(&self) -> &'t FlowTable<A> {
+        self.table
+    }
+
     /// The entry of a key, as it is now.
     pub fn find(&self, key: &Key<A>) -> Result<Option<Flow<A>>> {
         self.reach(key)?;
@@ -154,12 +180,20 @@ impl<A: Address> Look<'_, A> {
         Ok(table::remove_in(&flow.key, flow.word, u64::MAX, seed, sets, |index| self.mapped(index)))
     }
 
-    /// Puts an entry into a table that nobody else uses yet; whether there was room.
+    /// Puts an entry in whose key is not there; whether it is now: there may be no room, or somebody else was faster.
     pub fn insert(&self, flow: &Flow<A>) -> Result<bool> {
         self.reach(&flow.key)?;
         let FlowTable { sets, seed, .. } = *self.table;
         let mut flow = *flow;
-        Ok(table::insert_alone(FlowRef::from_mut(&mut flow), seed, sets, |index| self.mapped(index)))
+        Ok(table::insert_in(FlowRef::from_mut(&mut flow), seed, sets, |index| self.mapped(index)))
+    }
+
+    /// Brings the entry of a key up to `old`, see [`FlowRef::follow`]; whether there is one.
+    pub fn follow(&self, old: &Flow<A>, revived: bool) -> Result<bool> {
+        self.reach(&old.key)?;
+        let FlowTable { sets, seed, .. } = *self.table;
+        let found = table::find_in(&old.key, seed, sets, |index| self.mapped(index));
+        Ok(found.map(|flow| flow.follow(old, revived)).is_some())
     }
 
     /// Maps both sets of a key.
@@ -170,7 +204,7 @@ impl<A: Address> Look<'_, A> {
     }
 
     fn map(&self, set: u32) -> Result<()> {
-        let sets = (LOOK / size_of::<FlowSet<A>>()) as u32;
+        let sets = self.sets;
         let mut windows = self.windows.borrow_mut();
         if let std::collections::btree_map::Entry::Vacant(vacant) = windows.entry(set / sets) {
             vacant.insert(Box::new(Window::new(self.table, set / sets * sets, sets)?));
@@ -179,9 +213,8 @@ impl<A: Address> Look<'_, A> {
     }
 
     fn mapped(&self, set: u32) -> Option<SetRef<'_, A>> {
-        let sets = (LOOK / size_of::<FlowSet<A>>()) as u32;
         let windows = self.windows.borrow();
-        let window: *const Window<A> = &raw const **windows.get(&(set / sets))?;
+        let window: *const Window<A> = &raw const **windows.get(&(set / self.sets))?;
         // SAFETY: windows are boxed and never taken out as long as `self` lives.
         Some(unsafe { &*window }.set(set))
     }

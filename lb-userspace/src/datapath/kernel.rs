@@ -86,6 +86,16 @@ impl Kernel {
         })
     }
 
+    /// Goes on with other programs and flow tables; all other maps are the same.
+    pub fn replace_tables(&mut self, Loaded { mut ebpf, rejected, seed }: Loaded) -> Result<()> {
+        let mut take =
+            |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+        let v4 = Arc::new(FlowTable::new(data(take(names::FLOWS4)?)?, seed)?);
+        let v6 = Arc::new(FlowTable::new(data(take(names::FLOWS6)?)?, seed)?);
+        (self.v4.flows, self.v6.flows, self.ebpf, self.rejected) = (v4, v6, ebpf, rejected);
+        Ok(())
+    }
+
     /// Whether the kernel does not take a program.
     pub fn rejected(&self, program: &str) -> Option<&Rejected> {
         self.rejected.iter().find(|rejected| rejected.program == program)

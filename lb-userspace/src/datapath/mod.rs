@@ -8,5 +8,9 @@ pub mod flow_table;
 pub mod kernel;
 pub mod mapped;
 pub mod object;
+pub mod resize;
 pub mod slots;
 pub mod sweep;
+
+#[cfg(test)]
+mod resize_tests;

@@ -22,6 +22,9 @@ pub const TC_PROGRAM: &str = "headgate_tc";
 /// The same for devices without an Ethernet header.
 pub const TC_L3_PROGRAM: &str = "headgate_tc_l3";
 
+/// The flow tables, whose size is a constant of the programs.
+pub const FLOW_TABLES: [&str; 2] = [names::FLOWS4, names::FLOWS6];
+
 /// Maps that outlive the agent.
 const PINNED: &[&str] = &[
     names::FLOWS4,
@@ -69,6 +72,11 @@ impl Pins {
     /// The pin of a map.
     pub fn map(&self, name: &str) -> PathBuf {
         self.maps().join(name)
+    }
+
+    /// The pin of a flow table that is to take the place of the one of that name.
+    pub fn next(&self, name: &str) -> PathBuf {
+        self.maps().join(format!("NEXT_{name}"))
     }
 
     /// Whether maps of an agent are there.
@@ -129,11 +137,28 @@ pub struct Rejected {
 /// taken over and new ones are pinned. The TC program has to load; what is done without the others is the caller's
 /// affair.
 pub fn load(max_flows: u32, seed: u64, pins: Option<&Pins>) -> Result<Loaded> {
+    load_with(max_flows, seed, pins, Pins::map)
+}
+
+/// The same with flow tables beside the pinned ones, see [`Pins::next`], and with all other maps of these.
+pub fn load_beside(max_flows: u32, seed: u64, pins: &Pins) -> Result<Loaded> {
+    load_with(max_flows, seed, Some(pins), |pins, name| match FLOW_TABLES.contains(&name) {
+        true => pins.next(name),
+        false => pins.map(name),
+    })
+}
+
+fn load_with(
+    max_flows: u32,
+    seed: u64,
+    pins: Option<&Pins>,
+    pin: impl Fn(&Pins, &str) -> PathBuf,
+) -> Result<Loaded> {
     let sets = table::sets(max_flows);
     let mut loader = EbpfLoader::new();
     // Asked for only once the verifier has said no.
     loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
-    for name in [names::FLOWS4, names::FLOWS6] {
+    for name in FLOW_TABLES {
         loader.map_max_entries(name, sets);
     }
     loader.override_global(constants::FLOW_SETS, &sets, true);
@@ -146,7 +171,7 @@ pub fn load(max_flows: u32, seed: u64, pins: Option<&Pins>) -> Result<Loaded> {
                 .with_context(|| format!("creating {}", directory.display()))?;
         }
         for name in PINNED {
-            loader.map_pin_path(name, pins.map(name));
+            loader.map_pin_path(name, pin(pins, name));
         }
     }
     let mut ebpf = loader.load(OBJECT).context("loading the BPF object")?;

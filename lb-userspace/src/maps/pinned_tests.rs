@@ -19,7 +19,7 @@ use crate::datapath::object;
 use crate::datapath::sweep::{IdleTimeouts, Moved};
 use crate::explain::{Names, Packet, Protocol, explain};
 use crate::flows::FlowFilter;
-use crate::listing::Listing;
+use crate::listing::{Listing, Tables};
 use crate::test_tables::{CLIENT, VIP, address, established_flow, key, send, tables};
 
 /// Takes the pins away in any case.
@@ -124,8 +124,8 @@ fn pinned_maps_are_listed_dumped_and_explained() {
     assert_eq!(ports, serde_json::json!([{ "first": 1024, "last": 2047, "ports": 1024 }]));
 
     let maps = PinnedMaps::open(pins).unwrap();
-    let tables = Some((Arc::new(maps.flows().unwrap()), Arc::new(maps.flows().unwrap())));
-    let rows = Listing { tables, proxied: Vec::new() }.rows(&FlowFilter::default()).unwrap();
+    let tables = Tables { v4: Arc::new(maps.flows().unwrap()), v6: Arc::new(maps.flows().unwrap()) };
+    let rows = Listing { tables: Some(tables), proxied: Vec::new() }.rows(&FlowFilter::default()).unwrap();
     assert_eq!(rows.len(), 2);
     println!("{}", crate::flows::flows_table(&rows));
 
