@@ -300,7 +300,7 @@ def main():
     ap.add_argument("--idle", type=int, default=None, help="idle connections for the memory test, 0 = skip")
     ap.add_argument("--out", required=True)
     a = ap.parse_args()
-    t = dict(warm=1, ka=3, c1=1, conn=1.5, connm=1.5, bulk=1.5) if not a.quick else dict(warm=0, ka=2, c1=1, conn=0.5, connm=0.5, bulk=1)
+    t = dict(warm=1, ka=3, c1=1, conn=1.5, connm=1.5, bulk=1.5) if not a.quick else dict(warm=1, ka=2, c1=1, conn=0.5, connm=0.5, bulk=1)
     n_idle = a.idle if a.idle is not None else (1000 if a.quick else 2000)
     os.makedirs(a.out, exist_ok=True)
     raw = f"{a.out}/raw.jsonl"

@@ -13,11 +13,12 @@ use serde_json::Value;
 use crate::Effort;
 use crate::report::{Figure, Section, Spread, Table, Target};
 
-/// In this order; the names of scripts in `benches/peers/subjects`.
+/// In this order, next to what they are compared with: the machine's pace drifts. The names of scripts in
+/// `benches/peers/subjects`.
 const SUBJECTS: [&str; 9] =
-    ["direct", "ecmp", "nft", "envoy", "haproxy", "nginx", "headgate-xdp", "headgate-tc", "headgate-proxy"];
+    ["direct", "ecmp", "headgate-tc", "headgate-xdp", "nft", "envoy", "headgate-proxy", "haproxy", "nginx"];
 /// For a first look.
-const QUICK_SUBJECTS: [&str; 4] = ["ecmp", "envoy", "headgate-tc", "headgate-proxy"];
+const QUICK_SUBJECTS: [&str; 4] = ["ecmp", "headgate-tc", "envoy", "headgate-proxy"];
 /// What the others are compared with: routing without any state.
 const FLOOR: &str = "ecmp";
 const OURS: &str = "headgate-tc";
