@@ -1,39 +1,5 @@
 //! Builds the BPF programs of the benchmark: `$OUT_DIR/bench-ebpf`.
-//!
-//! How it is compiled and linked stands in `.cargo/config.toml`, for this and for a build by hand.
 
-use std::path::PathBuf;
-use std::process::Command;
-
-use anyhow::{Context, Result, bail};
-
-fn main() -> Result<()> {
-    for path in ["ebpf", "../.cargo/config.toml"] {
-        println!("cargo:rerun-if-changed={path}");
-    }
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").context("OUT_DIR is set by cargo")?);
-    let target_dir = out.join("bpf");
-    let mut cargo = Command::new(std::env::var_os("CARGO").context("CARGO is set by cargo")?);
-    cargo
-        .args(["build", "--quiet", "--locked", "--release", "--package=lb-bench-ebpf", "--bin=bench-ebpf"])
-        .args(["--target=bpfel-unknown-none", "-Zbuild-std=core", "--target-dir"])
-        .arg(&target_dir)
-        // For `-Z` and the atomic intrinsics, on the pinned stable compiler.
-        .env("RUSTC_BOOTSTRAP", "1");
-    // What cargo set for this build is not for that one.
-    for variable in
-        ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"]
-    {
-        cargo.env_remove(variable);
-    }
-    let status = cargo.status().with_context(|| format!("running {cargo:?}"))?;
-    if !status.success() {
-        bail!(
-            "the BPF programs of the benchmark did not build; `cargo xtask setup` installs what that needs"
-        );
-    }
-    let object = target_dir.join("bpfel-unknown-none/release/bench-ebpf");
-    std::fs::copy(&object, out.join("bench-ebpf"))
-        .with_context(|| format!("copying {}", object.display()))?;
-    Ok(())
+fn main() -> anyhow::Result<()> {
+    bpf_build::build("lb-bench-ebpf", "bench-ebpf", &["ebpf"])
 }

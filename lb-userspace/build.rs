@@ -1,37 +1,9 @@
 //! Builds the BPF object that the agent carries: `$OUT_DIR/headgate-ebpf`.
-//!
-//! How it is compiled and linked stands in `.cargo/config.toml`, for this and for a build by hand.
 
-use std::path::PathBuf;
-use std::process::Command;
-
-use anyhow::{Context, Result, bail};
-
-fn main() -> Result<()> {
-    for path in ["../lb-ebpf", "../lb-common/src", "../lb-common/Cargo.toml", "../.cargo/config.toml"] {
-        println!("cargo:rerun-if-changed={path}");
-    }
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").context("OUT_DIR is set by cargo")?);
-    let target_dir = out.join("bpf");
-    let mut cargo = Command::new(std::env::var_os("CARGO").context("CARGO is set by cargo")?);
-    cargo
-        .args(["build", "--quiet", "--locked", "--release", "--package=lb-ebpf", "--bin=headgate-ebpf"])
-        .args(["--target=bpfel-unknown-none", "-Zbuild-std=core", "--target-dir"])
-        .arg(&target_dir)
-        // For `-Z` and the atomic intrinsics, on the pinned stable compiler.
-        .env("RUSTC_BOOTSTRAP", "1");
-    // What cargo set for this build is not for that one.
-    for variable in
-        ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"]
-    {
-        cargo.env_remove(variable);
-    }
-    let status = cargo.status().with_context(|| format!("running {cargo:?}"))?;
-    if !status.success() {
-        bail!("the BPF program did not build; `cargo xtask setup` installs what that needs");
-    }
-    let object = target_dir.join("bpfel-unknown-none/release/headgate-ebpf");
-    std::fs::copy(&object, out.join("headgate-ebpf"))
-        .with_context(|| format!("copying {}", object.display()))?;
-    Ok(())
+fn main() -> anyhow::Result<()> {
+    bpf_build::build(
+        "lb-ebpf",
+        "headgate-ebpf",
+        &["../lb-ebpf", "../lb-common/src", "../lb-common/Cargo.toml"],
+    )
 }

@@ -356,7 +356,8 @@ fn mss<A: Address>(to_backend: &NextHop, to_client: &NextHop) -> u16 {
     if mss > u16::MAX as u32 { u16::MAX } else { mss as u16 }
 }
 
-/// What [`Tables::reserve_port`] does: publishes the prepared reverse entry under the first free key. The first change that a SYN makes.
+/// What [`Tables::reserve_port`] does: publishes the prepared reverse entry under the first free key. The first change that
+/// a SYN makes.
 #[inline(always)]
 pub fn reserve_port<A: Address, T: Tables<A>>(tables: &T) -> u32 {
     let Some(settings) = tables.settings() else { return 0 };

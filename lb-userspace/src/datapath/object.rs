@@ -133,9 +133,9 @@ pub struct Rejected {
     pub why: String,
 }
 
-/// Loads the programs, with tables for `max_flows` flows of each family, hashed with `seed`. With `pins`, maps that are pinned there are
-/// taken over and new ones are pinned. The TC program has to load; what is done without the others is the caller's
-/// affair.
+/// Loads the programs, with tables for `max_flows` flows of each family, hashed with `seed`. With `pins`, maps that are
+/// pinned there are taken over and new ones are pinned. The TC program has to load; what is done without the others is the
+/// caller's affair.
 pub fn load(max_flows: u32, seed: u64, pins: Option<&Pins>) -> Result<Loaded> {
     load_with(max_flows, seed, pins, Pins::map)
 }
