@@ -272,7 +272,7 @@ impl<'t, A: Address> SetRef<'t, A> {
     fn free_way_at(self, tag: u64) -> usize {
         let preferred = preferred(tag);
         if self.tag(preferred) == 0 {
-            return preferred;
+            return preferred.wrapping_add(self.zero() as usize);
         }
         let mut word = 0;
         while word < 3 {
