@@ -411,7 +411,7 @@ impl<'t, A: Address> FlowRef<'t, A> {
             if (*at).isn == 0 {
                 (*at).isn = old.isn;
             }
-            if self.seen & mark::ANSWERED == 0 && old.peer_isn != 0 {
+            if old.word & mark::ANSWERED != 0 && old.peer_isn != 0 {
                 (*at).peer_isn = old.peer_isn;
             }
             (*at).end = (*at).end.max(old.end);

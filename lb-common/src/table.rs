@@ -351,7 +351,7 @@ impl<'t, A: Address> SetRef<'t, A> {
 /// The way where an entry with this tag lies if it was free: what is fetched before the tags are known.
 #[inline(always)]
 fn preferred(tag: u64) -> usize {
-    ((tag >> 1 & 0x3fff) * WAYS as u64 >> 14) as usize
+    (((tag >> 1 & 0x3fff) * WAYS as u64) >> 14) as usize
 }
 
 /// The number of the lowest lane whose highest bit is set in `mask`, which has others of those at the most.

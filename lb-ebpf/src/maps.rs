@@ -374,7 +374,7 @@ impl<A: Family> Tables<A> for KernelTables<A> {
     #[inline(always)]
     fn live(&self) -> u64 {
         match LIVE.get(A::INDEX) {
-            Some(live) => live.opened.wrapping_sub(live.closed),
+            Some(live) => live.opened.saturating_sub(live.closed),
             None => u64::MAX,
         }
     }

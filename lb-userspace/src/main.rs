@@ -43,7 +43,7 @@ fn execute(cli: Cli) -> Result<()> {
         Command::Flows { filter, output } => {
             let question = Question::Flows { filter };
             if output.json {
-                return reach(admin::copy(&places.run_dir, &question, &mut std::io::stdout().lock()));
+                return print(&admin::ask(&places.run_dir, &question)?);
             }
             flows::flows_table(&admin::read::<Vec<flows::FlowRow>>(&places.run_dir, &question)?)
         }
@@ -56,7 +56,7 @@ fn execute(cli: Cli) -> Result<()> {
         }
         Command::Explain { packet, output } => explain_packet(&packet, output.json, &places)?,
     };
-    print(&text)
+    print(text.as_bytes())
 }
 
 fn run_agent(run: Run, places: Places) -> Result<()> {
@@ -108,18 +108,10 @@ fn pretty(value: &serde_json::Value) -> Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-fn print(text: &str) -> Result<()> {
-    reach(std::io::stdout().write_all(text.as_bytes()).map_err(anyhow::Error::from))
-}
-
 /// A reader that has seen enough (`| head`) is no error.
-fn reach(written: Result<()>) -> Result<()> {
-    match written {
-        Err(error) if error.downcast_ref().is_some_and(is_broken_pipe) => Ok(()),
-        other => other,
+fn print(text: &[u8]) -> Result<()> {
+    match std::io::stdout().write_all(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
-}
-
-fn is_broken_pipe(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::BrokenPipe
 }

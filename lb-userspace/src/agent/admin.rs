@@ -1,10 +1,11 @@
 //! The admin socket, a Unix socket that the owner alone can open: one question for each connection, a line of JSON, and
-//! one answer, a line that says whether there is one or why not, and then the answer in JSON up to the end.
+//! one answer, a line that says whether there is one or why not, then the answer in JSON, and a zero byte: it is whole.
 
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -12,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::flows::FlowFilter;
@@ -23,6 +24,10 @@ const MAX_QUESTION: u64 = 64 << 10;
 const PIECE: usize = 256 << 10;
 /// A peer that does not come to the end of its question, or does not take a piece of the answer, is left after this long.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Answers under way at once: one may be of a million rows.
+const ANSWERS: usize = 2;
+/// The end of an answer, which JSON does not have in it.
+const END: u8 = 0;
 /// How long the answer may take: the agent may be busy with a change of the network, on a slow or loaded machine.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -84,14 +89,15 @@ impl AdminSocket {
             UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
         let (sender, queries) = mpsc::channel(16);
+        let answering = Arc::new(Semaphore::new(ANSWERS));
         let accepting = tokio::spawn(async move {
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) => {
-                        let sender = sender.clone();
+                        let (sender, answering) = (sender.clone(), Arc::clone(&answering));
                         tokio::spawn(async move {
                             // One who asks wrongly or goes away bothers nobody else.
-                            let _ = serve(stream, sender).await;
+                            let _ = serve(stream, sender, &answering).await;
                         });
                     }
                     Err(error) => {
@@ -117,11 +123,16 @@ impl Drop for AdminSocket {
     }
 }
 
-async fn serve(mut stream: tokio::net::UnixStream, queries: mpsc::Sender<Query>) -> Result<()> {
+async fn serve(
+    mut stream: tokio::net::UnixStream,
+    queries: mpsc::Sender<Query>,
+    answering: &Semaphore,
+) -> Result<()> {
     let (read, mut write) = stream.split();
     let mut line = String::new();
     let mut read = tokio::io::BufReader::new(read.take(MAX_QUESTION));
     timeout(PATIENCE, read.read_line(&mut line)).await??;
+    let _permit = answering.acquire().await?;
     let answer = match serde_json::from_str(&line) {
         Ok(question) => {
             let (reply, answer) = oneshot::channel();
@@ -134,7 +145,7 @@ async fn serve(mut stream: tokio::net::UnixStream, queries: mpsc::Sender<Query>)
     let writing = tokio::task::spawn_blocking(move || {
         let mut out = BufWriter::with_capacity(PIECE, Pieces(pieces));
         answer?(&mut out)?;
-        out.write_all(b"\n")?;
+        out.write_all(&[END])?;
         Ok(out.flush()?)
     });
     let Some(mut piece) = body.recv().await else {
@@ -170,8 +181,8 @@ impl Write for Pieces {
     }
 }
 
-/// Asks the agent below `run_dir`, and hands what it answers to `take`.
-fn ask(run_dir: &Path, question: &Question, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+/// What the agent below `run_dir` answers, in JSON.
+pub fn ask(run_dir: &Path, question: &Question) -> Result<Vec<u8>> {
     let path = path(run_dir);
     let mut stream = UnixStream::connect(&path).with_context(|| {
         format!("no agent answers on {} (is it running? `--run-dir` says where)", path.display())
@@ -179,7 +190,7 @@ fn ask(run_dir: &Path, question: &Question, take: &mut dyn FnMut(&[u8]) -> Resul
     stream.set_read_timeout(Some(ANSWER))?;
     let mut text = serde_json::to_vec(question)?;
     text.push(b'\n');
-    stream.write_all(&text)?;
+    stream.write_all(&text).context("asking the agent")?;
     let mut stream = BufReader::with_capacity(PIECE, stream);
     let mut line = String::new();
     stream.read_line(&mut line).context("waiting for the agent's answer")?;
@@ -188,28 +199,14 @@ fn ask(run_dir: &Path, question: &Question, take: &mut dyn FnMut(&[u8]) -> Resul
     }
     let refused: Result<(), String> = serde_json::from_str(&line).context("reading the agent's answer")?;
     refused.map_err(anyhow::Error::msg)?;
-    let mut last = 0;
-    loop {
-        let piece = stream.fill_buf().context("reading the agent's answer")?;
-        let Some(&end) = piece.last() else { break };
-        last = end;
-        take(piece)?;
-        let length = piece.len();
-        stream.consume(length);
-    }
-    ensure!(last == b'\n', "the agent has ended in the middle of its answer");
-    Ok(())
+    // All of it before anything is done with it: who reads it on may take longer than the agent waits.
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).context("reading the agent's answer")?;
+    ensure!(answer.pop() == Some(END), "the agent has ended in the middle of its answer");
+    Ok(answer)
 }
 
-/// The answer of the agent below `run_dir`.
+/// The same as a value.
 pub fn read<T: DeserializeOwned>(run_dir: &Path, question: &Question) -> Result<T> {
-    let mut text = Vec::new();
-    copy(run_dir, question, &mut text)?;
-    serde_json::from_slice(&text).context("reading the agent's answer")
-}
-
-/// Writes the answer of the agent below `run_dir`, as it is, to `out`.
-pub fn copy(run_dir: &Path, question: &Question, out: &mut impl Write) -> Result<()> {
-    ask(run_dir, question, &mut |piece| Ok(out.write_all(piece)?))?;
-    Ok(out.flush()?)
+    serde_json::from_slice(&ask(run_dir, question)?).context("reading the agent's answer")
 }

@@ -201,10 +201,15 @@ impl KernelSide {
             failed = resized.failed;
         }
         self.max_flows = wanted;
-        self.update_maps(config, endpoints, network)?;
+        // The tables have changed, and that is not taken back.
+        if let Err(error) = self.update_maps(config, endpoints, network) {
+            log::error!("updating the maps: {error:#}");
+        }
         if !failed.is_empty() {
             self.interfaces.forget(&failed);
-            self.attach(config, network).await?;
+            if let Err(error) = self.attach(config, network).await {
+                log::error!("attaching again: {error:#}");
+            }
         }
         Ok(())
     }

@@ -49,7 +49,8 @@ impl Agent {
         }
         let before = self.config.clone();
         let mut result = self.reconfigure(loaded.config.clone()).await;
-        if result.is_ok() {
+        // One that was refused before is not asked for again by a change of something else.
+        if result.is_ok() && before.datapath.max_flows != loaded.config.datapath.max_flows {
             result = self.resize(&loaded).await;
         }
         if let Err(error) = result {

@@ -9,12 +9,12 @@
 //!    next step, and a client's ACK that finds no trace of the SYN-ACK goes up, where it is answered with a RST.
 //! 4. The programs on the interfaces are replaced, one after the other. An established flow has its entries in both tables, so
 //!    that it does not matter which packet meets which.
-//! 5. When no old program runs any more, what the old entries have seen since they were copied is added to the new ones.
+//! 5. When no old program runs any more, the new entries are brought up to what the old ones have seen since they were copied.
 //! 6. The new tables take over the pins, and flows are opened again.
 //!
 //! An agent that dies on the way leaves both tables pinned; open flows go on by whatever programs are on the interfaces, and no
 //! new ones are opened. The next agent goes through all steps again ([`resume`]): what step 2 finds in the new tables it only
-//! brings up to date.
+//! brings up to date. The new tables may be those that packets meet already, so the change is not given up any more.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -45,8 +45,6 @@ const HANDSHAKES: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a program runs at the most, by far.
 const GRACE: Duration = Duration::from_millis(50);
-/// How often the live flows are counted while their number changes.
-const COUNTS: u32 = 4;
 
 /// What has taken the place of the old programs and tables.
 pub struct Resized {
@@ -59,19 +57,19 @@ pub struct Resized {
 pub fn resize(pins: &Pins, links: &[Link], max_flows: u32) -> Result<Resized> {
     // Tables of another size would be taken for the new ones.
     remove_next(pins)?;
-    resize_into_next(pins, links, max_flows)
-}
-
-/// The same with new tables that may be there already.
-fn resize_into_next(pins: &Pins, links: &[Link], max_flows: u32) -> Result<Resized> {
-    let (_, seed) = object::pinned_tables(pins)?.context("there are no flow tables")?;
-    let result = object::load_beside(max_flows, seed, pins).and_then(|loaded| go_over(pins, links, loaded));
+    let result = resize_into_next(pins, links, max_flows, false);
     if result.is_err()
         && let Err(error) = remove_next(pins)
     {
         log::warn!("{error:#}");
     }
     result
+}
+
+/// The same with new tables that may be there already; `in_use`: programs may be at work on them.
+fn resize_into_next(pins: &Pins, links: &[Link], max_flows: u32, in_use: bool) -> Result<Resized> {
+    let (_, seed) = object::pinned_tables(pins)?.context("there are no flow tables")?;
+    go_over(pins, links, object::load_beside(max_flows, seed, pins)?, in_use)
 }
 
 /// Completes what an agent that died left half-way, if one did.
@@ -81,7 +79,7 @@ pub fn resume(pins: &Pins, links: &[Link]) -> Result<Option<Resized>> {
         (None, None) => Ok(None),
         (Some(sets), Some(_)) => {
             log::info!("an earlier agent has not come to the end of a change of the flow tables");
-            resize_into_next(pins, links, table::max_flows(sets)).map(Some)
+            resize_into_next(pins, links, table::max_flows(sets), true).map(Some)
         }
         // One has gone over and the other has not, or is not to.
         (Some(_), None) if next4 == sets(&pins.map(names::FLOWS6))? => take_pins(pins).map(|()| None),
@@ -130,7 +128,7 @@ fn tables<A: Address>(pins: &Pins, name: &str, seed: u64) -> Result<[FlowTable<A
 }
 
 /// The steps with tables that are pinned beside the old ones.
-fn go_over(pins: &Pins, links: &[Link], mut loaded: Loaded) -> Result<Resized> {
+fn go_over(pins: &Pins, links: &[Link], mut loaded: Loaded, in_use: bool) -> Result<Resized> {
     let began = Instant::now();
     let [old4, new4] = tables::<V4>(pins, names::FLOWS4, loaded.seed)?;
     let [old6, new6] = tables::<V6>(pins, names::FLOWS6, loaded.seed)?;
@@ -143,8 +141,8 @@ fn go_over(pins: &Pins, links: &[Link], mut loaded: Loaded) -> Result<Resized> {
 
     let mut frozen = Frozen::new(&settings, old4.max_flows());
     let (mut v4, mut v6) = (Move::new(&old4, &new4), Move::new(&old6, &new6));
-    v4.copy()?;
-    v6.copy()?;
+    v4.copy(in_use)?;
+    v6.copy(in_use)?;
     let deadline = Instant::now() + HANDSHAKES;
     while v4.settle()? + v6.settle()? > 0 && Instant::now() < deadline {
         std::thread::sleep(LOOK);
@@ -152,25 +150,20 @@ fn go_over(pins: &Pins, links: &[Link], mut loaded: Loaded) -> Result<Resized> {
 
     let mut failed = Vec::new();
     for link in links {
-        if let Err(error) = attach::replace(&mut loaded.ebpf, pins, link) {
+        if let Err(error) = replace(&mut loaded, pins, link) {
             log::warn!("{}: {error:#}", link.name);
             failed.push(link.index);
         }
     }
     // From here on the new ones carry the packets, whatever happens.
-    let mut finish = || -> Result<()> {
-        v4.settle()?;
-        v6.settle()?;
-        await_programs();
-        v4.catch_up()?;
-        v6.catch_up()?;
-        recount(&live, 0, &new4)?;
-        recount(&live, 1, &new6)?;
-        take_pins(pins)
-    };
-    if let Err(error) = finish() {
-        log::error!("not all that the flows did during the change of their tables is known: {error:#}");
-    }
+    v4.settle().map(drop).unwrap_or_else(complain);
+    v6.settle().map(drop).unwrap_or_else(complain);
+    await_programs();
+    v4.catch_up().unwrap_or_else(complain);
+    v6.catch_up().unwrap_or_else(complain);
+    recount(&live, 0, &new4).unwrap_or_else(complain);
+    recount(&live, 1, &new6).unwrap_or_else(complain);
+    take_pins(pins).unwrap_or_else(complain);
     frozen.max_flows = new4.max_flows();
     log::info!(
         "flow tables for {} flows instead of {}: {} entries moved, {} of ended flows left behind, in {:.0?}",
@@ -181,6 +174,22 @@ fn go_over(pins: &Pins, links: &[Link], mut loaded: Loaded) -> Result<Resized> {
         began.elapsed()
     );
     Ok(Resized { loaded, failed })
+}
+
+/// Puts the new programs on an interface. If it does not take them the old ones go too: they would open flows that nobody
+/// knows of.
+fn replace(loaded: &mut Loaded, pins: &Pins, link: &Link) -> Result<()> {
+    let Err(error) = attach::replace(&mut loaded.ebpf, pins, link) else { return Ok(()) };
+    // Once more: there is much to lose.
+    if attach::replace(&mut loaded.ebpf, pins, link).is_err() {
+        attach::detach(pins, link.index, Some(&link.name))?;
+    }
+    Err(error)
+}
+
+/// Of what cannot be taken back.
+fn complain(error: anyhow::Error) {
+    log::error!("not all that the flows did during the change of their tables is known: {error:#}");
 }
 
 /// Waits until no program runs that began before. Programs run in read-side sections of RCU, whose end this system call
@@ -223,8 +232,10 @@ impl Drop for Frozen<'_> {
 /// What an entry is worth where there is no room for all.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Worth {
-    /// A flow that is open or about to be: it must not be lost.
+    /// Of a flow that is open, or that its backend has answered: it must not be lost.
     Live,
+    /// A SYN without an answer, of which there may be a flood.
+    Opening,
     /// Keeps a port at rest.
     Resting,
     /// Of a flow that has ended, or a SYN that went up.
@@ -234,7 +245,11 @@ enum Worth {
 fn worth<A: Address>(flow: &Flow<A>, now: u64) -> Worth {
     if !flow.is_established() {
         let waits = !flow.is_tombstone() && now.saturating_sub(flow.last_seen) <= HALF_OPEN_LIMIT;
-        return if waits { Worth::Live } else { Worth::Ended };
+        return match waits {
+            true if flow.word & mark::ANSWERED != 0 => Worth::Live,
+            true => Worth::Opening,
+            false => Worth::Ended,
+        };
     }
     match is_closing(flow.word) {
         false => Worth::Live,
@@ -265,8 +280,14 @@ impl<'t, A: Address + Hash + Eq> Move<'t, A> {
 
     /// Brings the new table's entry up to `flow`; whether there is one, or room for one.
     fn carry(&mut self, flow: &Flow<A>) -> Result<bool> {
-        let revived = flow.word & state::RESET == 0 && self.reset.contains(&flow.key);
-        if self.new.follow(flow, revived)? {
+        let was_reset = self.reset.contains(&flow.key);
+        let is_reset = flow.word & state::RESET != 0;
+        // That it was copied as reset is not news: data may have revived the copy.
+        let mut news = *flow;
+        if was_reset {
+            news.word &= !state::RESET;
+        }
+        if self.new.follow(&news, was_reset && !is_reset)? {
             return Ok(true);
         }
         let inserted = self.new.insert(flow)?;
@@ -274,42 +295,46 @@ impl<'t, A: Address + Hash + Eq> Move<'t, A> {
         Ok(inserted)
     }
 
-    /// Copies all entries, first those that must not be lost. An error if they have no room.
-    fn copy(&mut self) -> Result<()> {
+    /// Copies all entries, first those that must not be lost. An error if they have no room, unless the new table is
+    /// `in_use` already.
+    fn copy(&mut self, in_use: bool) -> Result<()> {
         let (now, old) = (monotonic_now(), self.old.table());
         let max_flows = self.new.table().max_flows();
         let (mut live, mut homeless) = (0, 0u32);
-        old.try_for_each(|flow| {
-            if worth(flow, now) != Worth::Live {
-                return Ok(());
-            }
-            live += u32::from(!flow.is_forward());
-            if !flow.is_established() {
-                self.opening.push(flow.key);
-            }
-            homeless += u32::from(!self.carry(flow)?);
-            Ok(())
-        })?;
-        let family = if A::V6 { "IPv6" } else { "IPv4" };
-        if live > max_flows {
-            bail!("{live} {family} flows are open, which tables for {max_flows} cannot hold");
-        }
-        if homeless > 0 {
-            bail!(
-                "{live} {family} flows are open, of which {homeless} entries find no room in tables for {max_flows}: a \
-                 somewhat larger number will do"
-            );
-        }
-        for kind in [Worth::Resting, Worth::Ended] {
+        for kind in [Worth::Live, Worth::Opening, Worth::Resting, Worth::Ended] {
             old.try_for_each(|flow| {
-                if worth(flow, now) == kind {
-                    if flow.word & state::RESET != 0 {
-                        self.reset.insert(flow.key);
-                    }
-                    self.left += u64::from(!self.carry(flow)?);
+                let is = worth(flow, now);
+                // In the end all that is not there yet: what an entry is worth may have changed meanwhile.
+                if is != kind && kind != Worth::Ended {
+                    return Ok(());
+                }
+                if kind == Worth::Live {
+                    live += u32::from(flow.is_established() && !flow.is_forward());
+                }
+                if !flow.is_established() && kind != Worth::Ended {
+                    self.opening.push(flow.key);
+                }
+                let carried = self.carry(flow)?;
+                if flow.word & state::RESET != 0 {
+                    self.reset.insert(flow.key);
+                }
+                match is {
+                    Worth::Live => homeless += u32::from(!carried),
+                    _ if kind == Worth::Ended => self.left += u64::from(!carried),
+                    _ => {}
                 }
                 Ok(())
             })?;
+            let family = if A::V6 { "IPv6" } else { "IPv4" };
+            if live > max_flows && !in_use {
+                bail!("{live} {family} flows are open, which tables for {max_flows} cannot hold");
+            }
+            if homeless > 0 && !in_use {
+                bail!(
+                    "{live} {family} flows are open, of which {homeless} entries find no room in tables for {max_flows}: \
+                     a somewhat larger number will do"
+                );
+            }
         }
         Ok(())
     }
@@ -335,19 +360,13 @@ impl<'t, A: Address + Hash + Eq> Move<'t, A> {
 }
 
 /// Sets the number of live flows of the family with this index in [`Live`] to what is in its table: flows that gave way
-/// to others in one of two tables count wrongly. While no flows are opened that number only changes where a handshake ends.
+/// to others in one of two tables count wrongly. By a difference, so that flows that end meanwhile count too.
 fn recount<A: Address>(live: &Mapped<Live>, index: u32, table: &FlowTable<A>) -> Result<()> {
-    for _ in 0..COUNTS {
-        let Live { opened, closed } = live.get(index);
-        let mut count = 0;
-        table.for_each(|flow| count += u64::from(flow.is_established() && !flow.is_forward()))?;
-        // The words of `Live`.
-        let [of_opened, of_closed] = [live.word(index, 0), live.word(index, 1)];
-        let exchange =
-            |right| of_closed.compare_exchange(closed, right, Ordering::Relaxed, Ordering::Relaxed);
-        if of_opened.load(Ordering::Relaxed) == opened && exchange(opened.wrapping_sub(count)).is_ok() {
-            break;
-        }
-    }
+    let Live { opened, closed } = live.get(index);
+    let mut count = 0;
+    table.for_each(|flow| count += u64::from(flow.is_established() && !flow.is_forward()))?;
+    let missing = opened.wrapping_sub(count).wrapping_sub(closed);
+    // The second word of `Live`.
+    live.word(index, 1).fetch_add(missing, Ordering::Relaxed);
     Ok(())
 }
