@@ -19,6 +19,8 @@ pub(crate) struct Section {
     pub(crate) tables: Vec<Table>,
     pub(crate) curves: Vec<Curve>,
     pub(crate) figures: Vec<Figure>,
+    /// What profiles show to stand in the way of targets that are hard to reach; Markdown, a sentence or two each.
+    pub(crate) obstacles: &'static [&'static str],
 }
 
 /// A table of the report. The first column is to the left, the others are quantities.
@@ -168,6 +170,10 @@ fn markdown(preface: &str, sections: &[Section]) -> String {
     if !aimed.is_empty() {
         text.push_str("\n## Targets\n\n");
         text.push_str(&targets(&aimed).markdown());
+        text.push_str("\nWhere one is not reached, this stands in the way:\n\n");
+        for obstacle in sections.iter().flat_map(|section| section.obstacles) {
+            let _ = writeln!(text, "- {obstacle}");
+        }
     }
     for section in sections {
         let _ = write!(text, "\n## {} (`cargo xtask bench {}`)\n", section.title, section.name);

@@ -36,6 +36,10 @@ struct Point {
     sweep: Vec<f64>,
 }
 
+/// What stands in the way of targets.
+const OBSTACLES: [&str; 1] =
+    ["Listing: two look-ups for each row in a table of 256 MB, and 240 MB of JSON, by one CPU."];
+
 /// Measures.
 pub(crate) fn run(effort: &Effort) -> Result<Section> {
     let (rounds, v6, listings) = if effort.quick { (3, false, 1) } else { (7, true, 2) };
@@ -205,6 +209,7 @@ fn section(points: &[Point], new_flows: &[Series], rounds: usize) -> Result<Sect
         tables: vec![table, new_flow_table],
         curves: curves(points),
         figures,
+        obstacles: &OBSTACLES,
     })
 }
 

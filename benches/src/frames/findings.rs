@@ -10,6 +10,12 @@ use crate::report::{Figure, Section, Spread, Table, Target};
 
 const MPPS: Quantity = Quantity { column: "million packets a second", unit: "Mpps", decimals: 2 };
 
+/// What stands in the way of targets.
+const OBSTACLES: [&str; 1] = [
+    "Live frames: the row of few flows shows what is left when nothing waits for memory; the rest is waiting for \
+     the entries of 4,096 flows. The flood is new flows alone.",
+];
+
 /// The section of these cases.
 pub(crate) fn section(rounds: usize, cases: &[Case]) -> Result<Section> {
     let all: Vec<_> = cases.iter().map(|case| case.series.clone()).collect();
@@ -27,6 +33,7 @@ pub(crate) fn section(rounds: usize, cases: &[Case]) -> Result<Section> {
         tables: vec![table, costs(cases)?, fates(cases)],
         curves: Vec::new(),
         figures,
+        obstacles: &OBSTACLES,
     })
 }
 
