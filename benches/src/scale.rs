@@ -201,10 +201,10 @@ fn section(points: &[Point], new_flows: &[Series], rounds: usize) -> Result<Sect
         method: vec![format!(
             "As in the section on packets, {rounds} rounds, each packet of another flow in random order. Each number \
              of flows has maps of its own, made for just as many (`max_flows`), and that many flows are opened: \
-             *placed* is how many found room. *Bytes a flow* is what the kernel accounts for the maps of the IPv4 flows \
-             (`memlock` of `/proc/PID/fdinfo`), what they have for half-open flows included, divided by `max_flows`. \
-             *Listing* is what makes the output of `headgate flows --json`, run in this process; *sweep* is a pass of \
-             the agent's idle sweep over the tables of both families, none of whose flows is idle."
+             *placed* is how many found room. *Bytes a flow* is what the kernel accounts for the map of the IPv4 flows \
+             (`memlock` of `/proc/PID/fdinfo`), divided by `max_flows`. *Listing* is what makes the \
+             output of `headgate flows --json`, run in this process; *sweep* is a pass of the agent's idle sweep over the \
+             tables of both families, none of whose flows is idle."
         )],
         tables: vec![table, new_flow_table],
         curves: curves(points),
