@@ -14,7 +14,7 @@ use lb_tests::maps;
 use lb_tests::prog::Bed;
 use lb_userspace::datapath::kernel::Kernel;
 use lb_userspace::datapath::object::Loaded;
-use lb_userspace::datapath::sweep::{IdleTimeouts, Moved};
+use lb_userspace::datapath::sweep::{Limits, Moved};
 use lb_userspace::flows::FlowFilter;
 use lb_userspace::listing::{Listing, Tables};
 use std::io::{BufWriter, Write};
@@ -100,7 +100,7 @@ pub(crate) fn sweeps(bed: Bed, times: usize) -> Result<Vec<Duration>> {
     (0..times)
         .map(|_| {
             let begin = Instant::now();
-            let usage = kernel.sweep(&IdleTimeouts::new(), &moved)?;
+            let usage = kernel.sweep(&Limits::default(), &moved, &mut |_, _| ())?;
             let taken = begin.elapsed();
             ensure!((1..=64).any(|backend| usage.has_open_flows(backend)), "the sweep saw no flow");
             Ok(taken)

@@ -13,6 +13,8 @@ pub mod policy {
     pub const MAGLEV: u32 = 2;
     /// A slot of a Maglev table, by the hash of the client's address.
     pub const SOURCE_IP: u32 = 3;
+    /// Of two random slots the one whose backend has fewer open connections.
+    pub const LEAST_REQUEST: u32 = 4;
 }
 
 /// The finaliser of MurmurHash3 (64 bits): every input bit moves every output bit.

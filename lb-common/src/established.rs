@@ -2,6 +2,7 @@
 
 use crate::address::Address;
 use crate::decide::{Action, Env, Output, Rung, Verdict};
+use crate::event;
 use crate::flow::{FlowRef, mark};
 use crate::parse::Segment;
 use crate::reason::Reason;
@@ -30,10 +31,15 @@ pub(crate) fn handle<'t, A: Address, T: Tables<A>>(
     let reason = if from_client { Reason::FORWARD } else { Reason::REVERSE };
     let verdict = relay_by(env, segment, sent, hop, reason);
     if let Action::Forward(..) = verdict.action {
+        let mut ended = false;
         if flow.seen() & tcp::state::ALL != 0 || segment.has(tcp::flags::FIN | tcp::flags::RST) {
-            update_state(segment, tables, flow);
+            ended = update_state(segment, tables, flow);
         }
-        flow.count(env.now, segment.payload, segment.seq.wrapping_add(segment.payload));
+        let counts = segment.payload | segment.has(tcp::flags::FIN) as u32;
+        flow.count(env.now, counts, segment.seq.wrapping_add(segment.payload));
+        if ended {
+            tables.ask_to_tell(event::kind::ENDED);
+        }
     }
     verdict
 }
@@ -147,9 +153,10 @@ pub(crate) fn output<'t>(env: &Env, hop: &'t NextHop, learned: bool) -> Result<O
     }
 }
 
-/// Both entries keep the whole state: each direction must know whether the flow has ended.
+/// Both entries keep the whole state: each direction must know whether the flow has ended. Whether it has by this segment,
+/// or by one that another CPU handles at the same time.
 #[inline(always)]
-fn update_state<A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &T, flow: FlowRef<'_, A>) {
+fn update_state<A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &T, flow: FlowRef<'_, A>) -> bool {
     let entry = flow.get();
     let state = flow.seen() & tcp::state::ALL;
     let (set, clear) = tcp::transition(
@@ -161,12 +168,23 @@ fn update_state<A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &T, flow
         segment.payload,
     );
     if set & !state == 0 && clear == 0 {
-        return;
+        return false;
     }
-    let _ = flow.update(set, clear);
-    if let Some(peer) = table::look_up(tables, &flow.peer_key())
-        && peer.generation() == flow.generation()
+    let mut ended = changed(flow, set, clear);
+    let (key, generation) = (flow.peer_key(), flow.generation());
+    if let Some(peer) = table::look_up(tables, &key)
+        && peer.generation() == generation
     {
-        let _ = peer.update(set, clear);
+        ended |= changed(peer, set, clear);
+    }
+    ended
+}
+
+/// Changes the state of an entry; whether it is closing now.
+#[inline(always)]
+fn changed<A: Address>(flow: FlowRef<'_, A>, set: u64, clear: u64) -> bool {
+    match flow.update(set, clear) {
+        Some(before) => tcp::is_closing((before | set) & !clear),
+        None => false,
     }
 }

@@ -82,6 +82,9 @@ pub mod mark {
     pub const LEARNED: u64 = 1 << 9;
     /// The rung that carried the SYN: TC, not XDP.
     pub const BY_TC: u64 = 1 << 10;
+    /// Forward: the connection has ended and is no longer counted as open; half-open, that this attempt has failed and is
+    /// counted as that.
+    pub const ENDED: u64 = 1 << 11;
     /// Where the generation begins.
     pub const GENERATION_SHIFT: u32 = 12;
     /// The bits of the generation.
@@ -147,7 +150,8 @@ pub struct Flow<A> {
     pub packets: u64,
     /// Initial sequence number of this direction's sender.
     pub isn: u32,
-    /// Half-open, forward: the backend's initial sequence number once it has answered.
+    /// Half-open, forward: the backend's initial sequence number once it has answered. Reverse: microseconds from the SYN to
+    /// the backend's answer.
     pub peer_isn: u32,
 }
 
@@ -237,7 +241,7 @@ impl<A: Address> Flow<A> {
 
     /// SYNs sent to backends for this connection, by this half-open entry and those that it replaced.
     #[inline(always)]
-    pub(crate) fn attempts_made(&self) -> u64 {
+    pub fn attempts_made(&self) -> u64 {
         // The first packet is the SYN of the attempt itself.
         (self.attempts as u64 + self.packets).wrapping_sub(1)
     }
@@ -422,6 +426,12 @@ impl<'t, A: Address> FlowRef<'t, A> {
         let _ = self.update(old.word & !mark::GENERATION, if revived { tcp::state::RESET } else { 0 });
     }
 
+    /// Marks the connection of a forward entry as ended; whether it was not before.
+    #[cfg(feature = "user")]
+    pub fn end(self) -> bool {
+        self.update(mark::ENDED, 0).is_some_and(|before| before & mark::ENDED == 0)
+    }
+
     #[inline(always)]
     pub(crate) fn set_peer_isn(self, isn: u32) {
         // SAFETY: valid by the contract of `new`; a plain integer.
@@ -438,7 +448,7 @@ impl<'t, A: Address> FlowRef<'t, A> {
         }
     }
 
-    /// Counts a packet whose payload ends before `seq_end`.
+    /// Counts a packet whose payload ends before `seq_end`. A FIN is as good as payload here: it says where that ends.
     #[inline(always)]
     pub(crate) fn count(self, now: u64, payload: u32, seq_end: u32) {
         let flow = self.at.as_ptr();

@@ -9,12 +9,13 @@
 use crate::address::Address;
 use crate::decide::{Action, Env, Verdict};
 use crate::established;
+use crate::event;
 use crate::flow::{FlowRef, mark};
 use crate::open;
 use crate::parse::Segment;
 use crate::reason::Reason;
 use crate::table::{self, HALF_OPEN_LIMIT};
-use crate::tables::{Step, Tables};
+use crate::tables::{Step, Tables, settings};
 use crate::tcp::{flags, state};
 
 /// How far beyond the first byte a segment of the client may lie and still complete the handshake: an initial
@@ -75,11 +76,25 @@ fn repeated_syn<'t, A: Address, T: Tables<A>>(
     {
         return Outcome::Open;
     }
+    Outcome::Done(again(env, segment, tables, entry))
+}
+
+/// Sends a repeated SYN to the backend of the last one, which may not have got that, or may have refused it.
+#[inline(always)]
+pub(crate) fn again<'t, A: Address, T: Tables<A>>(
+    env: &Env,
+    segment: &Segment<A>,
+    tables: &'t T,
+    entry: FlowRef<'t, A>,
+) -> Verdict<'t, A> {
     let verdict = established::relay(env, segment, tables, entry, Reason::SYN_REPEATED);
     if let Action::Forward(..) = verdict.action {
         entry.count(env.now, 0, 0);
+        if entry.seen() & mark::ENDED != 0 {
+            let _ = entry.update(0, mark::ENDED);
+        }
     }
-    Outcome::Done(verdict)
+    verdict
 }
 
 #[inline(always)]
@@ -122,6 +137,13 @@ fn promote<'t, A: Address, T: Tables<A>>(
     if !matches!(verdict.action, Action::Forward(..)) {
         return verdict;
     }
+    let (backend, service) = (entry.get().backend as u32, entry.get().service as u32);
+    if let Some(backend) = tables.backend(backend)
+        && tables.is_full(backend)
+    {
+        tables.ask_to_tell(event::kind::OVERFLOW);
+        return Verdict::pass(Reason::OVERFLOW);
+    }
     let Some(reverse) = table::look_up(tables, &entry.peer_key()) else {
         return Verdict::pass(Reason::ABANDONED);
     };
@@ -132,7 +154,12 @@ fn promote<'t, A: Address, T: Tables<A>>(
     match entry.update(mark::ESTABLISHED, 0) {
         // Of several CPUs one counts it.
         Some(before) if before & mark::ESTABLISHED == 0 => {
-            tables.count_opened(entry.get().backend as u32, env.rung);
+            tables.count_opened(backend, service, env.rung);
+            if let Some(settings) = tables.settings()
+                && settings.flags & settings::TELL_CONNECTED != 0
+            {
+                tables.ask_to_tell(event::kind::CONNECTED);
+            }
         }
         Some(_) => {}
         None => return Verdict::pass(Reason::ABANDONED),
@@ -169,7 +196,12 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
         if let Some(verdict) = refused(tables, forward, reverse, answers_syn) {
             return verdict;
         }
-        return established::relay_by(env, segment, sent, hop, Reason::HALF_OPEN_RESET);
+        let answered = forward.seen() & mark::ANSWERED != 0;
+        let verdict = established::relay_by(env, segment, sent, hop, Reason::HALF_OPEN_RESET);
+        if matches!(verdict.action, Action::Forward(..)) && !answered {
+            tables.ask_to_tell(event::kind::REFUSED);
+        }
+        return verdict;
     }
     if answers_syn && segment.has(flags::SYN) {
         let verdict = established::relay_by(env, segment, sent, hop, Reason::SYN_ACK);
@@ -181,6 +213,8 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
         }
         forward.set_peer_isn(segment.seq);
         reverse.set_isn(segment.seq);
+        let passed = tables.precise_now().saturating_sub(reverse.get().opened_at());
+        reverse.set_peer_isn((passed / 1_000) as u32);
         reverse.count(env.now, 0, 0);
         return verdict;
     }
@@ -208,7 +242,13 @@ fn refused<'t, A: Address, T: Tables<A>>(
     if !answers_syn && !answered {
         return Some(Verdict::pass(Reason::NO_FLOW));
     }
+    let backend = forward.get().backend as u32;
     if !answered && open::may_retry(tables, &reverse.peer_key(), forward) {
+        if let Some(before) = forward.update(mark::ENDED, 0)
+            && before & mark::ENDED == 0
+        {
+            tables.count_failed(backend, false);
+        }
         return Some(Verdict::drop(Reason::REFUSED_RETRY));
     }
     None

@@ -12,6 +12,7 @@ use crate::address::Address;
 use crate::answer::{answer, quoted_sum, unanswered};
 use crate::checksum;
 use crate::decide::{Action, Env, Output, Rung, Verdict};
+use crate::event::{self, Event};
 use crate::fast::{self, Done};
 use crate::flow::{Flow, Key};
 use crate::packet::{Head, LinkHeader, Packet, Wire};
@@ -19,7 +20,10 @@ use crate::parse::{Link, Segment, Tags, ethertype, parse, parse_link, skip_exten
 use crate::reason::Reason;
 use crate::rewrite::rewrite;
 use crate::table::{self, FlowSet, SetRef, WAYS, sets};
-use crate::tables::{Backend, NextHop, Opened, Service, ServiceKey, Settings, Tables, Window};
+use crate::tables::{
+    Active, Backend, Failed, NextHop, Opened, Service, ServiceKey, Settings, Tables, Window,
+    active_of_cluster,
+};
 use crate::work::{Part, RouteKey, Work};
 use crate::{V4, V6, icmp, off_path, open, tcp};
 
@@ -296,6 +300,8 @@ pub struct FamilyTables<A> {
     /// Next-hop index towards each prefix: address, bits, index.
     pub routes: Vec<(A, u8, u32)>,
     live: AtomicU64,
+    /// What the agent was told.
+    pub events: Mutex<Vec<Event<A>>>,
     work: Rooms<A>,
 }
 
@@ -315,6 +321,12 @@ pub struct HostTables {
     pub backends: Vec<Backend>,
     /// By backend, xdp and tc.
     pub opened: Mutex<HashMap<u32, Opened>>,
+    /// By service id, as above.
+    pub served: Mutex<HashMap<u32, Opened>>,
+    /// By backend.
+    pub failed: Mutex<HashMap<u32, Failed>>,
+    /// By the index of [`crate::tables::names::ACTIVE`].
+    pub active: Mutex<HashMap<u32, Active>>,
     /// Index 0 is none.
     pub next_hops: Vec<NextHop>,
     /// See [`Address::to_words`].
@@ -334,6 +346,7 @@ impl<A: Address + std::hash::Hash> FamilyTables<A> {
             services: HashMap::new(),
             routes: Vec::new(),
             live: AtomicU64::new(0),
+            events: Mutex::default(),
             work: Rooms(Mutex::new(HashMap::new())),
         }
     }
@@ -391,7 +404,10 @@ impl Default for HostTables {
             cursors: Vec::new(),
             slots: Vec::new(),
             backends: vec![none],
-            opened: Mutex::new(HashMap::new()),
+            opened: Mutex::default(),
+            served: Mutex::default(),
+            failed: Mutex::default(),
+            active: Mutex::default(),
             next_hops: vec![nowhere],
             snat_addresses: Vec::new(),
             snat_ports: Vec::new(),
@@ -406,6 +422,21 @@ impl HostTables {
     /// Whatever the next calls of `precise_now` return is later than `now`; calls are 64 ns apart.
     pub fn set_clock(&self, now: u64) {
         self.clock.store(now, Relaxed);
+    }
+
+    /// What is open to a backend or, by [`active_of_cluster`], a cluster.
+    pub fn active_at(&self, index: u32) -> Active {
+        self.active.lock().expect("no panic while locked").get(&index).copied().unwrap_or_default()
+    }
+
+    /// Adds flows of the kernel to what is open to a backend and its cluster, wrapping.
+    fn add_active(&self, backend: u32, flows: u64) {
+        let cluster = self.backends.get(backend as usize).map(|backend| active_of_cluster(backend.cluster));
+        let mut active = self.active.lock().expect("no panic while locked");
+        for index in [Some(backend), cluster].into_iter().flatten() {
+            let both = &mut active.entry(index).or_default().both;
+            *both = both.wrapping_add(flows);
+        }
     }
 
     /// Takes a half-open entry out, as may happen at any time to make room.
@@ -499,14 +530,44 @@ macro_rules! host_tables {
                 self.$family.live.load(Relaxed)
             }
 
-            fn count_opened(&self, backend: u32, rung: Rung) {
+            fn count_opened(&self, backend: u32, service: u32, rung: Rung) {
                 self.$family.live.fetch_add(1, Relaxed);
-                let mut opened = self.opened.lock().expect("no panic while locked");
-                let of_backend = opened.entry(backend).or_default();
-                match rung {
-                    Rung::Xdp => of_backend.xdp += 1,
-                    Rung::Tc => of_backend.tc += 1,
+                for (map, index) in [(&self.opened, backend), (&self.served, service)] {
+                    let mut opened = map.lock().expect("no panic while locked");
+                    let opened = opened.entry(index).or_default();
+                    match rung {
+                        Rung::Xdp => opened.xdp += 1,
+                        Rung::Tc => opened.tc += 1,
+                    }
                 }
+                self.add_active(backend, 1);
+            }
+
+            fn leave(&self, backend: u32) {
+                self.add_active(backend, u64::MAX);
+            }
+
+            fn active(&self, backend: u32) -> u64 {
+                Active::sum(self.active_at(backend).both)
+            }
+
+            fn is_full(&self, backend: &Backend) -> bool {
+                let Active { both, limit } = self.active_at(active_of_cluster(backend.cluster));
+                limit != 0 && Active::sum(both) >= limit
+            }
+
+            fn count_failed(&self, backend: u32, unanswered: bool) {
+                let mut failed = self.failed.lock().expect("no panic while locked");
+                let failed = failed.entry(backend).or_default();
+                *(if unanswered { &mut failed.unanswered } else { &mut failed.refused }) += 1;
+            }
+
+            fn emit(&self, event: &Event<$address>) {
+                self.$family.events.lock().expect("no panic while locked").push(*event);
+            }
+
+            fn record(&self, kind: u32) -> u32 {
+                event::record::<$address, _>(self, kind)
             }
 
             fn count_closed(&self) {
@@ -601,6 +662,8 @@ fn empty_work<A: Address>() -> Work<A> {
         choice: Part::new(open::Choice::default()),
         chosen: Part::new(empty_flow()),
         quote: Part::new(icmp::Quote { key, icmp: 0, l4: 0, has_check: false, ttl: 0 }),
+        event: Part::new(Event { at: 0, kind: 0, by: 0, forward: empty_flow(), reverse: empty_flow() }),
+        tell: Part::new(0),
         sought: Part::new(key),
         route: Part::new(RouteKey { bits: 0, address: zero }),
     }

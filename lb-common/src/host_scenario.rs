@@ -141,7 +141,8 @@ pub fn scenario(rung: Rung, policy: u32, backends: u32) -> HostTables {
 
     tables.snat_addresses = vec![words(snat(false)), words(snat(true))];
     tables.snat_ports = SNAT_PORTS.map(u16::to_be).collect();
-    tables.settings = Settings { max_flows: 1 << 16, snat_ports: tables.snat_ports.len() as u32, seed: 0 };
+    tables.settings =
+        Settings { max_flows: 1 << 16, snat_ports: tables.snat_ports.len() as u32, ..Settings::default() };
     for v6 in [false, true] {
         let cluster = v6 as u32;
         let mut candidates = Vec::new();

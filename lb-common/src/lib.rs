@@ -24,6 +24,7 @@ pub mod balance;
 pub mod checksum;
 pub mod decide;
 mod established;
+pub mod event;
 pub mod fast;
 pub mod flow;
 mod half_open;
@@ -63,4 +64,4 @@ pub use tables::Tables;
 
 /// Version of the layout of everything in [`tables`] and [`flow`]: part of the pins' path, so that an agent never
 /// reads maps of another layout.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;

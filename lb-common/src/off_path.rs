@@ -6,6 +6,7 @@
 use crate::address::Address;
 use crate::decide::{Action, Env, Output, Verdict};
 use crate::established;
+use crate::event::kind;
 use crate::flow::{FlowRef, mark};
 use crate::half_open::{self, Outcome};
 use crate::open;
@@ -45,10 +46,29 @@ pub fn decide<'t, A: Address, T: Tables<A>>(
 #[inline(always)]
 pub fn run<A: Address, T: Tables<A>>(tables: &T) -> Code {
     let code = tables.handle_off_path();
-    if code != OPEN {
-        return code;
+    if code == OPEN {
+        return open_flow(tables, 0);
     }
-    open_flow(tables, 0)
+    let Some(work) = tables.work() else { return code };
+    match *work.tell.get() {
+        0 => code,
+        kinds => tell(tables, kinds, code),
+    }
+}
+
+/// Tells what was asked for, see [`Work::tell`]; the verdict that `code` is becomes another one if that was too late.
+#[inline(always)]
+fn tell<A: Address, T: Tables<A>>(tables: &T, kinds: u32, code: Code) -> Code {
+    for kind in [kind::CONNECTED, kind::ENDED, kind::REFUSED] {
+        if kinds & 1 << kind != 0 {
+            tables.record(kind);
+        }
+    }
+    if kinds & 1 << kind::OVERFLOW != 0 && tables.record(kind::OVERFLOW) == 0 {
+        // Another CPU was faster, and the flow is established.
+        return Reason::SYN_RACED.number() | DROP << 8;
+    }
+    code
 }
 
 /// Handles a SYN of no entry to the service that the request in the work room has.

@@ -2,7 +2,7 @@
 
 use crate::address::Address;
 use crate::balance::{self, policy};
-use crate::decide::{Action, Env, Output, Rung, Verdict};
+use crate::decide::{Env, Output, Rung, Verdict};
 use crate::established;
 use crate::flow::{FlowRef, Key, generation_at, mark};
 use crate::half_open;
@@ -189,13 +189,7 @@ fn not_opened<'t, A: Address, T: Tables<A>>(
     let (segment, env) = (work.segment.get(), work.env.get());
     match old {
         // A SYN that was sent on before is not for the proxy: its backend may yet answer.
-        Some(entry) if work.request.get().attempts > 0 => {
-            let verdict = established::relay(env, segment, tables, entry, Reason::SYN_REPEATED);
-            if let Action::Forward(..) = verdict.action {
-                entry.count(env.now, 0, 0);
-            }
-            verdict
-        }
+        Some(entry) if work.request.get().attempts > 0 => half_open::again(env, segment, tables, entry),
         _ => pass_up(tables, work, old, reason),
     }
 }
@@ -273,12 +267,22 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
     let mut draws = 0;
     while draws < DRAWS {
         let attempt = request.attempts * DRAWS + draws;
-        let random = if service.policy == policy::RANDOM { tables.random() } else { 0 };
+        let is_random = service.policy == policy::RANDOM || service.policy == policy::LEAST_REQUEST;
+        let random = if is_random { tables.random() } else { 0 };
         let position = balance::draw(service.policy, &segment.key, window.count, attempt, cursor, random);
         if service.policy == policy::ROUND_ROBIN {
             cursor = balance::advance(position, window.count);
         }
-        let Some(drawn) = tables.slot(window.first + position) else { return Err(Reason::NO_BACKEND) };
+        let Some(mut drawn) = tables.slot(window.first + position) else { return Err(Reason::NO_BACKEND) };
+        if service.policy == policy::LEAST_REQUEST {
+            let other = balance::scale(tables.random(), window.count);
+            let Some(other) = tables.slot(window.first + other) else { return Err(Reason::NO_BACKEND) };
+            // With one to avoid, the other is as good as any.
+            if drawn == request.avoid || other != request.avoid && tables.active(other) < tables.active(drawn)
+            {
+                drawn = other;
+            }
+        }
         tables.note(Step::Backend(window.first + position, drawn));
         index = drawn;
         if drawn != request.avoid {
@@ -296,6 +300,9 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
     }
     if backend.flags & backend::PROXY_ONLY != 0 || (backend.flags & backend::V6 != 0) != A::V6 {
         return Err(Reason::PROXY_BACKEND);
+    }
+    if tables.is_full(backend) {
+        return Err(Reason::OVERFLOW);
     }
     tables.note(Step::HopToBackend(backend.hop));
     let Some(to_backend) = tables.next_hop(backend.hop) else { return Err(Reason::NO_NEXT_HOP) };
@@ -417,6 +424,10 @@ fn publish<'t, A: Address, T: Tables<A>>(
     forward.packets = 1;
     let entry = FlowRef::from_mut(forward);
 
+    let (old_word, old_backend) = match old {
+        Some(old) => (old.seen(), old.get().backend as u32),
+        None => (0, 0),
+    };
     let published = match old {
         // Of two copies of this SYN, and of this and the backend's answer, one wins.
         Some(old) => {
@@ -433,10 +444,27 @@ fn publish<'t, A: Address, T: Tables<A>>(
             Ok(Verdict::drop(Reason::SYN_RACED))
         };
     }
+    if request.attempts > 0 && old_word & mark::ENDED == 0 {
+        tables.count_failed(old_backend, true);
+    }
+    // One whose two directions have ended without each other's knowledge.
+    if old_word & (mark::ESTABLISHED | mark::ENDED) == mark::ESTABLISHED {
+        tables.leave(old_backend);
+    }
     let Some(hop) = tables.next_hop(choice.hop) else { return Ok(Verdict::drop(Reason::HOP_GONE)) };
     let output = if choice.by_neighbour == 0 { Output::Hop(hop) } else { Output::Neighbour(hop) };
     let reason = if request.attempts == 0 { Reason::NEW_FLOW } else { Reason::SYN_RETRIED };
     Ok(Verdict::forward(reason, entry, output))
+}
+
+/// An entry in the work room that leaves the packets of the one there to the stack.
+#[inline(always)]
+pub(crate) fn tombstone<'t, A: Address, T: Tables<A>>(tables: &T, work: &'t Work<A>) -> FlowRef<'t, A> {
+    let (segment, env, forward) = (work.segment.get(), work.env.get(), work.forward.get_mut());
+    let word = generation_at(tables.precise_now()) | mark::TOMBSTONE | by(env.rung);
+    forward.init(word, env.now, 0, 0, 0);
+    forward.key = segment.key;
+    FlowRef::from_mut(forward)
 }
 
 /// Leaves the SYN to the proxy, and its repetitions too.
@@ -447,11 +475,7 @@ fn pass_up<'t, A: Address, T: Tables<A>>(
     old: Option<FlowRef<'t, A>>,
     reason: Reason,
 ) -> Verdict<'t, A> {
-    let (segment, env, forward) = (work.segment.get(), work.env.get(), work.forward.get_mut());
-    let word = generation_at(tables.precise_now()) | mark::TOMBSTONE | by(env.rung);
-    forward.init(word, env.now, 0, 0, 0);
-    forward.key = segment.key;
-    let tombstone = FlowRef::from_mut(forward);
+    let tombstone = tombstone(tables, work);
     // Without room for it the SYN goes up all the same; only its repetition might not.
     let marked = match old {
         Some(old) => table::replace(tables, old, tombstone),

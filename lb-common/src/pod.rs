@@ -4,8 +4,9 @@
 use aya::Pod;
 
 use crate::address::{V4, V6};
+use crate::event::Event;
 use crate::flow::{Flow, Key};
-use crate::tables::{Backend, Live, NextHop, Opened, Service, ServiceKey, Settings, Window};
+use crate::tables::{Active, Backend, Failed, Live, NextHop, Opened, Service, ServiceKey, Settings, Window};
 
 // SAFETY: integers only, no padding; see the head of this file.
 unsafe impl Pod for V4 {}
@@ -32,6 +33,14 @@ unsafe impl Pod for Backend {}
 // SAFETY: as above.
 unsafe impl Pod for Opened {}
 // SAFETY: as above.
+unsafe impl Pod for Failed {}
+// SAFETY: as above.
+unsafe impl Pod for Active {}
+// SAFETY: as above.
+unsafe impl Pod for Event<V4> {}
+// SAFETY: as above.
+unsafe impl Pod for Event<V6> {}
+// SAFETY: as above.
 unsafe impl Pod for NextHop {}
 // SAFETY: as above.
 unsafe impl Pod for Settings {}
@@ -52,8 +61,12 @@ mod tests {
         assert_eq!(size_of::<Backend>(), 40);
         assert_eq!(size_of::<Opened>(), 16);
         assert_eq!(size_of::<NextHop>(), 56);
-        assert_eq!(size_of::<Settings>(), 16);
-        assert_eq!(size_of::<Live>(), 16);
+        assert_eq!(size_of::<Failed>(), 16);
+        assert_eq!(size_of::<Active>(), 16);
+        assert_eq!(size_of::<Settings>(), 24);
+        assert_eq!(size_of::<Live>(), 24);
+        assert_eq!(size_of::<Event<V4>>(), 16 + 2 * 96);
+        assert_eq!(size_of::<Event<V6>>(), 16 + 2 * 144);
         assert_eq!(size_of::<FlowSet<V4>>(), 64 + 10 * 96);
         // And half a cache line at the end.
         assert_eq!(size_of::<FlowSet<V6>>(), 64 + 10 * 144 + 32);

@@ -117,6 +117,9 @@ reasons! {
     NO_PORT = 31, "no_port", Passed;
     /// ICMP that is no error about a packet of an established flow.
     ICMP_OTHER = 32, "icmp_other", Passed;
+    /// A SYN for the proxy, which tells the client: the cluster has as many connections as it may have. Or the end of a
+    /// handshake during which it got them; the stack resets it.
+    OVERFLOW = 33, "overflow", Passed;
 
     /// XDP cannot send this packet, or not by this next hop; TC will, or answers it.
     TO_TC = 40, "to_tc", HandedOver;

@@ -632,6 +632,9 @@ fn evict<A: Address, T: Tables<A>>(tables: &T, set: SetRef<'_, A>, tag: u64, now
     if flow.seen() & (mark::ESTABLISHED | mark::REVERSE) == mark::ESTABLISHED | mark::REVERSE {
         tables.count_closed();
     }
+    if flow.seen() & (mark::ESTABLISHED | mark::REVERSE | mark::ENDED) == mark::ESTABLISHED {
+        tables.leave(flow.get().backend as u32);
+    }
     if !set.swap_tag(victim, old_tag, tag) {
         set.free_way(victim);
         return WAYS;

@@ -2,6 +2,7 @@
 
 use crate::address::Address;
 use crate::decide::Rung;
+use crate::event::Event;
 use crate::off_path;
 use crate::parse::Tags;
 use crate::table::SetRef;
@@ -31,6 +32,14 @@ pub mod names {
     pub const BACKENDS: &str = "BACKENDS";
     /// Flows opened per backend: PERCPU_ARRAY of [`super::Opened`].
     pub const OPENED: &str = "OPENED";
+    /// Flows opened to each listener: PERCPU_ARRAY of [`super::Opened`] by service id.
+    pub const SERVED: &str = "SERVED";
+    /// Attempts that failed per backend: PERCPU_ARRAY of [`super::Failed`].
+    pub const FAILED: &str = "FAILED";
+    /// Connections that are open: ARRAY of [`super::Active`], by backend, then by cluster, see [`super::active_of_cluster`].
+    pub const ACTIVE: &str = "ACTIVE";
+    /// What became of connections, one by one: RINGBUF of [`crate::event::Event`].
+    pub const EVENTS: &str = "EVENTS";
     /// ARRAY of [`super::NextHop`].
     pub const NEXT_HOPS: &str = "NEXT_HOPS";
     /// SNAT addresses: ARRAY of [u32; 4], see [`super::Address::to_words`].
@@ -51,6 +60,10 @@ pub mod names {
 pub const MAX_CLUSTERS: u32 = 1024;
 /// Entries of the slot table, shared by all clusters and their windows.
 pub const MAX_SLOTS: u32 = 1 << 20;
+/// Service ids.
+pub const MAX_SERVICE_IDS: u32 = 1 << 12;
+/// Bytes of the ring of events: a power of two.
+pub const EVENT_BYTES: u32 = 8 << 20;
 /// Backends. Index 0 means none.
 pub const MAX_BACKENDS: u32 = 1 << 14;
 /// Next hops. Index 0 means none.
@@ -161,6 +174,44 @@ pub struct Opened {
     pub tc: u64,
 }
 
+/// Attempts to reach a backend that failed.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Failed {
+    /// It answered with a RST.
+    pub refused: u64,
+    /// It did not answer, and the client's next SYN went to another one.
+    pub unanswered: u64,
+}
+
+/// Connections that are open to a backend or a cluster.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Active {
+    /// Flows of the kernel in the lower half, connections of the proxy in the upper: one word, so that both are counted at
+    /// the same moment.
+    pub both: u64,
+    /// Of a cluster: how many there may be; 0: no limit.
+    pub limit: u64,
+}
+
+impl Active {
+    /// One connection of the proxy, in [`Active::both`].
+    pub const PROXIED: u64 = 1 << 32;
+
+    /// Connections of all rungs, of [`Active::both`].
+    #[inline(always)]
+    pub const fn sum(both: u64) -> u64 {
+        (both as u32 as u64) + (both >> 32)
+    }
+}
+
+/// Index into the active connections of the cluster whose [`Backend::cluster`] is given.
+#[inline(always)]
+pub const fn active_of_cluster(cluster: u32) -> u32 {
+    MAX_BACKENDS + cluster
+}
+
 /// How a packet leaves: a device and the addresses of the Ethernet header. 56 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -226,6 +277,14 @@ pub struct Settings {
     pub snat_ports: u32,
     /// What the flow tables were filled with, see [`constants::FLOW_SEED`].
     pub seed: u64,
+    /// See [`settings`].
+    pub flags: u64,
+}
+
+/// Bits of [`Settings::flags`].
+pub mod settings {
+    /// Completed handshakes are events, too.
+    pub const TELL_CONNECTED: u64 = 1;
 }
 
 /// Established flows: `opened - closed`.
@@ -236,6 +295,8 @@ pub struct Live {
     pub opened: u64,
     /// Flows taken out so far, by the agent or to make room.
     pub closed: u64,
+    /// Events that the ring had no room for.
+    pub lost: u64,
 }
 
 /// Slot of a reason's counter on a rung.
@@ -310,10 +371,30 @@ pub trait Tables<A: Address> {
 
     /// Flows of this family.
     fn live(&self) -> u64;
-    /// Counts a flow that was promoted, and for its backend.
-    fn count_opened(&self, backend: u32, rung: Rung);
+    /// Counts a flow that was promoted, also for its backend and service.
+    fn count_opened(&self, backend: u32, service: u32, rung: Rung);
+    /// Takes a flow that was counted so, and has ended, off the open connections of its backend.
+    fn leave(&self, backend: u32);
+    /// Connections of all rungs that are open to a backend.
+    fn active(&self, backend: u32) -> u64;
+    /// Whether a backend's cluster has as many connections as it may have.
+    fn is_full(&self, backend: &Backend) -> bool;
+    /// Counts an attempt that failed: its backend has not answered, or else refused.
+    fn count_failed(&self, backend: u32, unanswered: bool);
+    /// Tells the agent, if there is room.
+    fn emit(&self, event: &Event<A>);
     /// Counts an established flow that gave way to another one.
     fn count_closed(&self);
+    /// See [`Work::ask_to_tell`].
+    #[inline(always)]
+    fn ask_to_tell(&self, kind: u32)
+    where
+        Self: Sized,
+    {
+        if let Some(work) = self.work() {
+            work.ask_to_tell(kind);
+        }
+    }
     /// Room to work on one packet; always the same while it is worked on.
     fn work(&self) -> Option<&Work<A>>;
 
@@ -335,6 +416,8 @@ pub trait Tables<A: Address> {
     fn insert(&self, which: u32) -> u32;
     /// [`crate::table::settle`]. For the same reason a function.
     fn settle(&self, set: u32, tag: u32, how: u32) -> u32;
+    /// [`crate::event::record`]. For the same reason a function.
+    fn record(&self, kind: u32) -> u32;
     /// A random number.
     fn random(&self) -> u32;
     /// Nanoseconds of `CLOCK_MONOTONIC`, different at each call on a CPU.

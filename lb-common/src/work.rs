@@ -4,6 +4,7 @@ use core::cell::UnsafeCell;
 
 use crate::address::Address;
 use crate::decide::Env;
+use crate::event::Event;
 use crate::flow::{Flow, Key};
 use crate::icmp::Quote;
 use crate::open::{Choice, Request};
@@ -30,6 +31,10 @@ pub struct Work<A> {
     pub chosen: Part<Flow<A>>,
     /// Where the parts of an ICMP error are.
     pub quote: Part<Quote<A>>,
+    /// What the agent is told.
+    pub event: Part<Event<A>>,
+    /// What it is to be told: bits by the number of the kind, see [`crate::event::kind`].
+    pub tell: Part<u32>,
     /// The key that is looked up.
     pub sought: Part<Key<A>>,
     /// The address whose route is looked up.
@@ -52,6 +57,14 @@ impl<A: Address> Work<A> {
     pub fn put(&self, env: &Env, segment: &Segment<A>) {
         *self.segment.get_mut() = *segment;
         *self.env.get_mut() = *env;
+        *self.tell.get_mut() = 0;
+    }
+
+    /// Has the agent told of the packet's connection once the packet is handled: the stack of the function that does it
+    /// does not fit on top of the one that handles packets.
+    #[inline(always)]
+    pub(crate) fn ask_to_tell(&self, kind: u32) {
+        *self.tell.get_mut() |= 1 << kind;
     }
 
     /// Puts an entry in, for tests of the table.
@@ -85,7 +98,8 @@ impl<A: Address> Work<A> {
 ///
 /// One packet at a time is worked on, by one function at a time: whoever writes to a part holds no other reference
 /// to it. `segment` and `env` are written before all else; the others are each written by one function of `open` at a
-/// time, `chosen` where a verdict is encoded or a route has moved, `quote` by `icmp`, `route` at each look-up.
+/// time, `chosen` where a verdict is encoded or a route has moved, `quote` by `icmp`, `event` by `event`, `tell` where packets are
+/// handled, `route` at each look-up.
 #[repr(transparent)]
 pub struct Part<T>(UnsafeCell<T>);
 

@@ -5,16 +5,17 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP};
 use aya_ebpf::btf_maps::lpm_trie::{self, LpmTrie};
-use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
+use lb_common::event::{self, Event};
 use lb_common::table::{self, FlowSet, SetRef, sets};
 use lb_common::tables::{
-    Backend, Live, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, MAX_ROUTES, MAX_SERVICES, MAX_SLOTS,
-    MAX_SNAT_ADDRESSES, MAX_SNAT_PORTS, NextHop, Opened, PORTS_A_VALUE, REASON_SLOTS, Service, ServiceKey,
-    Settings, Window, reason_index,
+    Active, Backend, EVENT_BYTES, Failed, Live, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, MAX_ROUTES,
+    MAX_SERVICE_IDS, MAX_SERVICES, MAX_SLOTS, MAX_SNAT_ADDRESSES, MAX_SNAT_PORTS, NextHop, Opened,
+    PORTS_A_VALUE, REASON_SLOTS, Service, ServiceKey, Settings, Window, active_of_cluster, reason_index,
 };
 use lb_common::work::{RouteKey, Work};
 use lb_common::{Address, Env, Reason, Rung, Segment, Tables, V4, V6, off_path, open};
@@ -60,6 +61,14 @@ static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MAPPED> = Array::new(
 #[btf_map]
 static OPENED: PerCpuArray<Opened, { MAX_BACKENDS as usize }> = PerCpuArray::new();
 #[btf_map]
+static SERVED: PerCpuArray<Opened, { MAX_SERVICE_IDS as usize }> = PerCpuArray::new();
+#[btf_map]
+static FAILED: PerCpuArray<Failed, { MAX_BACKENDS as usize }> = PerCpuArray::new();
+#[btf_map]
+static ACTIVE: Array<Active, { (MAX_BACKENDS + MAX_CLUSTERS) as usize }, MAPPED> = Array::new();
+#[btf_map]
+static EVENTS: RingBuf<Event<V4>, { EVENT_BYTES as usize }> = RingBuf::new();
+#[btf_map]
 static NEXT_HOPS: Array<NextHop, { MAX_NEXT_HOPS as usize }, MAPPED> = Array::new();
 #[btf_map]
 static SNAT_ADDRESSES: Array<[u32; 4], { MAX_SNAT_ADDRESSES as usize }> = Array::new();
@@ -88,6 +97,39 @@ pub(crate) fn count(rung: Rung, reason: Reason) {
     }
 }
 
+/// Adds to a counter that CPUs share.
+///
+/// # Safety
+/// `at` is valid for reads and writes, aligned to 8, and only accessed atomically meanwhile.
+#[inline(always)]
+unsafe fn add(at: *mut u64, value: u64) {
+    use core::intrinsics::{AtomicOrdering, atomic_xadd};
+    // SAFETY: the caller's.
+    unsafe {
+        atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(at, value);
+    }
+}
+
+/// What is open to a backend or a cluster.
+#[inline(always)]
+fn active_at(index: u32) -> Option<Active> {
+    ACTIVE.get(index).copied()
+}
+
+/// Adds flows, wrapping, to what is open to a backend and its cluster.
+#[inline(always)]
+fn add_active(backend: u32, flows: u64) {
+    if let Some(active) = ACTIVE.get_ptr_mut(backend) {
+        // SAFETY: an aligned u64 that programs and agent add to.
+        unsafe { add(&raw mut (*active).both, flows) };
+    }
+    let Some(backend) = BACKENDS.get(backend) else { return };
+    if let Some(active) = ACTIVE.get_ptr_mut(active_of_cluster(backend.cluster)) {
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*active).both, flows) };
+    }
+}
+
 /// The maps of an address family.
 pub(crate) trait Family: Address {
     /// Index into `LIVE`.
@@ -104,10 +146,11 @@ pub(crate) trait Family: Address {
     fn seek() -> u32;
     fn insert(which: u32) -> u32;
     fn settle(set: u32, tag: u32, how: u32) -> u32;
+    fn record(kind: u32) -> u32;
 }
 
 macro_rules! family {
-    ($address:ty, $index:literal, $flows:ident, $services:ident, $routes:ident, $work:ident, $off_path:ident, $open:ident, $choose:ident, $port:ident, $finish:ident, $seek:ident, $insert:ident, $settle:ident) => {
+    ($address:ty, $index:literal, $flows:ident, $services:ident, $routes:ident, $work:ident, $off_path:ident, $open:ident, $choose:ident, $port:ident, $finish:ident, $seek:ident, $insert:ident, $settle:ident, $record:ident) => {
         /// Exported, hence global: verified once, whatever leads to it.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -164,6 +207,13 @@ macro_rules! family {
             table::settle::<$address, _>(&KernelTables::new(), set, tag, how)
         }
 
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $record(kind: u32) -> u32 {
+            event::record::<$address, _>(&KernelTables::new(), kind)
+        }
+
         impl Family for $address {
             const INDEX: u32 = $index;
             #[inline(always)]
@@ -214,6 +264,10 @@ macro_rules! family {
             fn settle(set: u32, tag: u32, how: u32) -> u32 {
                 $settle(set, tag, how)
             }
+            #[inline(always)]
+            fn record(kind: u32) -> u32 {
+                $record(kind)
+            }
         }
     };
 }
@@ -231,7 +285,8 @@ family!(
     finish4,
     seek4,
     insert4,
-    settle4
+    settle4,
+    record4
 );
 family!(
     V6,
@@ -247,7 +302,8 @@ family!(
     finish6,
     seek6,
     insert6,
-    settle6
+    settle6,
+    record6
 );
 
 /// The kernel's tables of one family.
@@ -380,15 +436,12 @@ impl<A: Family> Tables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn count_opened(&self, backend: u32, rung: Rung) {
-        use core::intrinsics::{AtomicOrdering, atomic_xadd};
+    fn count_opened(&self, backend: u32, service: u32, rung: Rung) {
         if let Some(live) = LIVE.get_ptr_mut(A::INDEX) {
             // SAFETY: an aligned u64 that all CPUs add to; the agent writes the other counter alone.
-            unsafe {
-                atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*live).opened, 1);
-            }
+            unsafe { add(&raw mut (*live).opened, 1) };
         }
-        if let Some(opened) = OPENED.get_ptr_mut(backend) {
+        for opened in [OPENED.get_ptr_mut(backend), SERVED.get_ptr_mut(service)].into_iter().flatten() {
             // SAFETY: counters of this CPU alone.
             unsafe {
                 match rung {
@@ -397,16 +450,62 @@ impl<A: Family> Tables<A> for KernelTables<A> {
                 }
             }
         }
+        add_active(backend, 1);
+    }
+
+    #[inline(always)]
+    fn leave(&self, backend: u32) {
+        add_active(backend, u64::MAX);
+    }
+
+    #[inline(always)]
+    fn active(&self, backend: u32) -> u64 {
+        active_at(backend).map_or(0, |active| Active::sum(active.both))
+    }
+
+    #[inline(always)]
+    fn is_full(&self, backend: &Backend) -> bool {
+        match active_at(active_of_cluster(backend.cluster)) {
+            Some(active) => active.limit != 0 && Active::sum(active.both) >= active.limit,
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn count_failed(&self, backend: u32, unanswered: bool) {
+        if let Some(failed) = FAILED.get_ptr_mut(backend) {
+            // SAFETY: counters of this CPU alone.
+            unsafe {
+                if unanswered {
+                    (*failed).unanswered += 1;
+                } else {
+                    (*failed).refused += 1;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn emit(&self, event: &Event<A>) {
+        // The agent looks by itself: to wake it costs more than all else here.
+        if EVENTS.output_untyped::<Event<A>>(event, BPF_RB_NO_WAKEUP as u64).is_err()
+            && let Some(live) = LIVE.get_ptr_mut(A::INDEX)
+        {
+            // SAFETY: an aligned u64 that all CPUs add to.
+            unsafe { add(&raw mut (*live).lost, 1) };
+        }
+    }
+
+    #[inline(always)]
+    fn record(&self, kind: u32) -> u32 {
+        A::record(kind)
     }
 
     #[inline(always)]
     fn count_closed(&self) {
-        use core::intrinsics::{AtomicOrdering, atomic_xadd};
         if let Some(live) = LIVE.get_ptr_mut(A::INDEX) {
             // SAFETY: an aligned u64 that all add to.
-            unsafe {
-                atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*live).closed, 1);
-            }
+            unsafe { add(&raw mut (*live).closed, 1) };
         }
     }
 

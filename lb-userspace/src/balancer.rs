@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use lb_common::address::words;
@@ -11,13 +11,18 @@ use lb_common::balance::{self, policy};
 use lb_common::maglev::{self, Candidate};
 use lb_common::{Address, Key, V4, V6};
 
+use crate::active::{ActiveCount, Place};
 use crate::desired;
 use crate::endpoints::Endpoints;
 use crate::model::{Cluster, LbPolicy};
-use crate::proxy::{Backend, Balancer};
+use crate::proxy::{Backend, BackendTotals, Balancer};
 
 /// A cluster as the proxy sees it. Its content changes while connections are being made.
 pub struct ClusterBalancer {
+    name: Arc<str>,
+    open: ActiveCount,
+    /// The sums of backends that are gone.
+    gone: Mutex<BackendTotals>,
     table: RwLock<Arc<Table>>,
     cursor: AtomicU32,
     random: AtomicU64,
@@ -38,7 +43,12 @@ struct Table {
 impl ClusterBalancer {
     /// A balancer for `cluster`.
     pub fn new(cluster: &Cluster, endpoints: &Endpoints) -> Self {
+        let open = ActiveCount::default();
+        open.set_limit(cluster.max_connections);
         Self {
+            name: cluster.name.as_str().into(),
+            open,
+            gone: Mutex::default(),
             table: RwLock::new(Arc::new(Table::new(cluster, endpoints, &HashMap::new()))),
             cursor: AtomicU32::new(0),
             random: AtomicU64::new(std::process::id() as u64),
@@ -47,9 +57,40 @@ impl ClusterBalancer {
 
     /// Follows a change of the cluster or of its endpoints; the numbers of a backend go on.
     pub fn update(&self, cluster: &Cluster, endpoints: &Endpoints) {
+        self.open.set_limit(cluster.max_connections);
         let known = self.table();
         let table = Arc::new(Table::new(cluster, endpoints, &known.by_address));
+        let gone = known.by_address.iter().filter(|(address, _)| !table.by_address.contains_key(address));
+        for (_, backend) in gone {
+            let mut sums = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            *sums = sums.and(backend.totals());
+        }
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    /// What the proxy did with all endpoints, also those that are gone.
+    pub fn totals(&self) -> BackendTotals {
+        let gone = *self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        self.backends().iter().fold(gone, |sums, backend| sums.and(backend.totals()))
+    }
+
+    /// Connections of all rungs that are open.
+    pub fn open_connections(&self) -> u64 {
+        self.open.sum()
+    }
+
+    /// Counts open connections in the kernel's map, at the place that it has for the cluster and for each backend; `None`:
+    /// there is none.
+    pub fn move_to(&self, cluster: Option<Place>, backend: impl Fn(SocketAddr) -> Option<Place>) {
+        self.open.move_to(cluster);
+        for of in self.backends() {
+            of.open.move_to(backend(of.address));
+        }
+    }
+
+    /// All endpoints, also those that drain.
+    fn backends(&self) -> Vec<Arc<Backend>> {
+        self.table().by_address.values().cloned().collect()
     }
 
     /// What the proxy did with an endpoint of the cluster, also with one that drains.
@@ -65,7 +106,9 @@ impl ClusterBalancer {
         let random = || balance::mix(self.random.fetch_add(1, Ordering::Relaxed)) as u32;
         match policy {
             LbPolicy::RoundRobin => self.cursor.fetch_add(1, Ordering::Relaxed) % count,
-            LbPolicy::Random => balance::draw(policy::RANDOM, key, count, attempt, 0, random()),
+            LbPolicy::Random | LbPolicy::LeastRequest => {
+                balance::draw(policy::RANDOM, key, count, attempt, 0, random())
+            }
             LbPolicy::Maglev => balance::draw(policy::MAGLEV, key, count, attempt, 0, 0),
             LbPolicy::SourceIp => balance::draw(policy::SOURCE_IP, key, count, attempt, 0, 0),
         }
@@ -105,6 +148,14 @@ impl Table {
 }
 
 impl Balancer for ClusterBalancer {
+    fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    fn open(&self) -> &ActiveCount {
+        &self.open
+    }
+
     fn pick(&self, client: SocketAddr, local: SocketAddr, attempt: u32) -> Option<Arc<Backend>> {
         let table = self.table();
         let slots = &table.slots[local.is_ipv6() as usize];
@@ -113,7 +164,7 @@ impl Balancer for ClusterBalancer {
         }
         let (from, to) = (client.port().to_be(), local.port().to_be());
         let count = slots.len() as u32;
-        let position = match (client.ip(), local.ip()) {
+        let draw = || match (client.ip(), local.ip()) {
             (IpAddr::V4(client), IpAddr::V4(local)) => {
                 let key = Key::new(V4::from(client), V4::from(local), from, to);
                 self.position(table.policy, count, &key, attempt)
@@ -123,7 +174,13 @@ impl Balancer for ClusterBalancer {
                 self.position(table.policy, count, &key, attempt)
             }
         };
-        table.backends.get(slots[position as usize] as usize).cloned()
+        let drawn = || table.backends.get(slots[draw() as usize] as usize);
+        let first = drawn()?;
+        if table.policy == LbPolicy::LeastRequest {
+            let second = drawn()?;
+            return Some(Arc::clone(if second.open.sum() < first.open.sum() { second } else { first }));
+        }
+        Some(Arc::clone(first))
     }
 
     fn connect_timeout(&self) -> Duration {

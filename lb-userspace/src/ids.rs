@@ -44,6 +44,11 @@ impl<T: Eq + Hash + Clone> Ids<T> {
         self.of.get(thing).copied()
     }
 
+    /// All that have a name, with their indices.
+    pub fn iter(&self) -> impl Iterator<Item = (&T, u32)> {
+        self.of.iter().map(|(thing, &index)| (thing, index))
+    }
+
     /// Whether an index is that of something, with a name or without.
     pub fn is_taken(&self, index: u32) -> bool {
         self.taken.contains(&index)

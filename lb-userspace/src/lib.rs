@@ -1,9 +1,13 @@
 //! The agent of Headgate, its proxy, and the views of its command line.
 
+pub mod access_log;
+pub mod active;
+pub mod admin_http;
 pub mod agent;
 pub mod balancer;
 pub mod cli;
 pub mod config;
+pub mod connections;
 pub mod datapath;
 pub mod desired;
 pub mod discovery;
@@ -18,6 +22,7 @@ pub mod moved;
 pub mod net;
 pub mod port_owner;
 pub mod proxy;
+pub mod stats;
 pub mod table;
 #[cfg(test)]
 mod test_tables;

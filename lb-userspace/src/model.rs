@@ -4,14 +4,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access_log::Format;
+
 /// A whole, valid configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     pub datapath: DatapathConfig,
+    /// `None`: no admin port.
+    pub admin: Option<Admin>,
     pub listeners: Vec<Listener>,
     pub clusters: Vec<Cluster>,
+    /// Of an Envoy bootstrap, which has other defaults.
+    pub imported: bool,
 }
 
 impl Config {
@@ -45,15 +52,52 @@ pub enum Mode {
     Proxy,
 }
 
+/// `admin:` of the configuration file: the HTTP port to look at the agent by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admin {
+    pub address: SocketAddr,
+}
+
 /// An address that clients connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     pub name: String,
     /// An unspecified address (`0.0.0.0`, `[::]`) means every address of the node, of that family alone.
     pub address: SocketAddr,
-    pub cluster: String,
+    /// What its connections are counted under in the statistics `tcp.<stat_prefix>.`.
+    pub stat_prefix: String,
+    /// At least one, none twice: each connection goes to one of them, by weight.
+    pub clusters: Vec<WeightedCluster>,
     /// `None`: never.
     pub idle_timeout: Option<Duration>,
+    /// Instead of [`Cluster::connect_attempts`].
+    pub connect_attempts: Option<u32>,
+    /// A connection ends when it is that old; `None`: never.
+    pub max_connection_duration: Option<Duration>,
+    /// Where its connections are logged.
+    pub access_logs: Vec<AccessLog>,
+}
+
+/// A cluster that a listener sends connections to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightedCluster {
+    pub name: String,
+    /// Its share, relative to the listener's other clusters; at least 1.
+    pub weight: u32,
+}
+
+/// A log with a line for each connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// A file, or a device such as `/dev/stdout`.
+    pub path: PathBuf,
+    pub format: Format,
+    /// Another line so often for as long as the connection is open; `None`: only when it ends.
+    pub flush_interval: Option<Duration>,
+    /// Another line when the backend is connected.
+    pub on_connect: bool,
+    /// Another line when the connection is accepted.
+    pub on_start: bool,
 }
 
 /// Endpoints that share the connections of a listener.
@@ -65,6 +109,10 @@ pub struct Cluster {
     pub connect_timeout: Duration,
     /// Backends tried for one connection before the client is told; at least 1.
     pub connect_attempts: u32,
+    /// Connections to all its backends together beyond which there are no new ones; `None`: no limit.
+    pub max_connections: Option<u32>,
+    /// What its statistics are named by, instead of its name.
+    pub stat_name: Option<String>,
     pub drain_timeout: Duration,
 }
 
@@ -90,6 +138,9 @@ pub struct StrictDns {
     /// How long NXDOMAIN and NODATA are answered without interruption before they count; 0: at once.
     pub hold_nx: Duration,
     pub family: DnsFamily,
+    /// Only one address of each name is an endpoint at a time (Envoy's LOGICAL_DNS), the one that stays as long as it is in
+    /// the answers.
+    pub logical: bool,
 }
 
 /// The wait after a refresh that failed: `base`, doubled with each one more, up to `max`.
@@ -139,4 +190,5 @@ pub enum LbPolicy {
     Random,
     Maglev,
     SourceIp,
+    LeastRequest,
 }

@@ -69,7 +69,7 @@ pub(crate) fn tables() -> HostTables {
     tables.next_hops.push(next_hop(BACKENDS, hop::RESOLVED | hop::XDP));
     tables.snat_addresses.push([address("10.0.1.1").0, 0, 0, 0]);
     tables.snat_ports = (1024..2048).map(u16::to_be).collect();
-    tables.settings = Settings { max_flows: 1000, snat_ports: 1024, seed: 0 };
+    tables.settings = Settings { max_flows: 1000, snat_ports: 1024, ..Settings::default() };
     tables.set_clock(NOW);
     tables
 }

@@ -7,11 +7,12 @@ use std::hash::Hash;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::lpm_trie::{Key as Prefix, LpmTrie};
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::{Ebpf, Pod, util::nr_cpus};
+use lb_common::event::Event;
 use lb_common::flow::mark;
 use lb_common::host::{FamilyTables, HostTables};
-use lb_common::tables::{Live, MAX_CLUSTERS, Settings, names};
+use lb_common::tables::{Active, Live, MAX_CLUSTERS, Settings, names};
 use lb_common::{Address, Flow, Key, V4, V6};
 use lb_userspace::datapath::flow_table::FlowTable;
 
@@ -44,6 +45,13 @@ pub fn fill(ebpf: &mut Ebpf, tables: &HostTables) -> Result<()> {
     array(ebpf, names::SNAT_PORTS, &ports)?;
     array(ebpf, names::SETTINGS, &[tables.settings])?;
     array(ebpf, names::LIVE, &[Live::default(); 2])?;
+    let active = tables.active.lock().expect("no panic while locked").clone();
+    let open: Vec<u32> = self::active(ebpf)?.into_keys().chain(active.keys().copied()).collect();
+    let mut map: Array<_, Active> = ebpf.map_mut(names::ACTIVE).context("no open connections")?.try_into()?;
+    for index in open {
+        map.set(index, active.get(&index).copied().unwrap_or_default(), 0)?;
+    }
+    events(ebpf)?;
     clear_flows::<V4>(ebpf, names::FLOWS4)?;
     clear_flows::<V6>(ebpf, names::FLOWS6)?;
     ensure!(tables.windows.len() <= MAX_CLUSTERS as usize, "more clusters than the maps hold");
@@ -115,6 +123,32 @@ pub fn live(ebpf: &Ebpf) -> Result<[Live; 2]> {
     Ok([map.get(&0, 0)?, map.get(&1, 0)?])
 }
 
+/// Connections that are open to each backend and cluster, where there are any.
+pub fn active(ebpf: &Ebpf) -> Result<BTreeMap<u32, u64>> {
+    let map: Array<_, Active> = ebpf.map(names::ACTIVE).context("no open connections")?.try_into()?;
+    let mut found = BTreeMap::new();
+    for index in 0..map.len() {
+        let active = map.get(&index, 0)?;
+        if active.both != 0 {
+            found.insert(index, active.both);
+        }
+    }
+    Ok(found)
+}
+
+/// What the programs have told since the last call: kinds and by what packets, of each family.
+pub fn events(ebpf: &Ebpf) -> Result<[Vec<(u32, u32)>; 2]> {
+    let map = ebpf.map(names::EVENTS).context("no events")?;
+    let mut ring = RingBuf::try_from(map)?;
+    let mut found = [Vec::new(), Vec::new()];
+    while let Some(item) = ring.next() {
+        let number = |at: usize| item[at..at + 4].try_into().map(u32::from_ne_bytes);
+        let event = (number(8)?, number(12)?);
+        found[usize::from(item.len() == size_of::<Event<V6>>())].push(event);
+    }
+    Ok(found)
+}
+
 /// Takes all entries out.
 fn clear_flows<A: Address>(ebpf: &Ebpf, name: &str) -> Result<()> {
     let table = flow_table::<A>(ebpf, name)?;
@@ -161,6 +195,10 @@ pub fn differences<A: Address + Hash + Debug>(
         let known = *generations.entry(entry.generation()).or_insert_with(|| wanted.generation());
         entry.word = entry.word & !mark::GENERATION | known << mark::GENERATION_SHIFT;
         entry.last_seen = wanted.last_seen;
+        if !entry.is_forward() {
+            // How long the backend took to answer.
+            entry.peer_isn = wanted.peer_isn;
+        }
         let (theirs, ours) = (format!("{entry:?}"), format!("{wanted:?}"));
         if theirs != ours {
             differences.push(format!("{name}: {:?}\n  kernel {theirs}\n  host   {ours}", wanted.key));

@@ -126,8 +126,11 @@ mod hops {
 pub fn tables(devices: &Devices) -> HostTables {
     let mut tables = HostTables::default();
     tables.next_hops = next_hops(devices);
-    tables.settings =
-        Settings { max_flows: MAX_FLOWS, snat_ports: u32::from(SNAT_PORTS.end - SNAT_PORTS.start), seed: 0 };
+    tables.settings = Settings {
+        max_flows: MAX_FLOWS,
+        snat_ports: u32::from(SNAT_PORTS.end - SNAT_PORTS.start),
+        ..Settings::default()
+    };
     tables.snat_ports = SNAT_PORTS.map(u16::to_be).collect();
     for v6 in [false, true] {
         for last in [250, 251] {

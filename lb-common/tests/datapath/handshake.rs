@@ -111,9 +111,9 @@ fn a_syn_with_payload_stays_with_its_backend() {
 fn a_refusal_is_kept_from_the_client_while_attempts_remain() {
     for (world, v6) in worlds(5) {
         let first = open(&world, v6, 10, Reason::NEW_FLOW);
-        let before = world.state();
+        let before = world.half_open(v6);
         world.on_backend_side(&refusal(&first)).left(Reason::REFUSED_RETRY);
-        assert_eq!(world.state(), before);
+        assert_eq!(world.half_open(v6), before);
         let second = open(&world, v6, 10, Reason::SYN_RETRIED);
         world.on_backend_side(&refusal(&second)).left(Reason::REFUSED_RETRY);
         let third = open(&world, v6, 10, Reason::SYN_RETRIED);

@@ -7,7 +7,7 @@ use lb_common::host::HostTables;
 use lb_common::table::{self, SetRef};
 use lb_common::tables::{Backend, NextHop, Service, ServiceKey, Settings, Window};
 use lb_common::work::Work;
-use lb_common::{Rung, Tables, V4, V6, off_path, open};
+use lb_common::{Rung, Tables, V4, V6, event, off_path, open};
 
 /// More operations than any packet needs, for all threads together.
 const MAX_STEPS: usize = 2_000;
@@ -134,8 +134,23 @@ macro_rules! interleaved {
             fn live(&self) -> u64 {
                 Tables::<$address>::live(self.inner::<$address>())
             }
-            fn count_opened(&self, backend: u32, rung: Rung) {
-                Tables::<$address>::count_opened(self.inner::<$address>(), backend, rung)
+            fn count_opened(&self, backend: u32, service: u32, rung: Rung) {
+                Tables::<$address>::count_opened(self.inner::<$address>(), backend, service, rung)
+            }
+            fn leave(&self, backend: u32) {
+                Tables::<$address>::leave(self.inner::<$address>(), backend)
+            }
+            fn active(&self, backend: u32) -> u64 {
+                Tables::<$address>::active(self.inner::<$address>(), backend)
+            }
+            fn is_full(&self, backend: &Backend) -> bool {
+                Tables::<$address>::is_full(self.inner::<$address>(), backend)
+            }
+            fn count_failed(&self, backend: u32, unanswered: bool) {
+                Tables::<$address>::count_failed(self.inner::<$address>(), backend, unanswered)
+            }
+            fn record(&self, kind: u32) -> u32 {
+                event::record::<$address, _>(self, kind)
             }
 
             // What follows belongs to the thread, or is the agent's, who is not here.
@@ -186,6 +201,9 @@ macro_rules! interleaved {
             }
             fn reserve_port(&self) -> u32 {
                 open::reserve_port::<$address, _>(self)
+            }
+            fn emit(&self, event: &event::Event<$address>) {
+                self.tables.emit(event);
             }
             fn random(&self) -> u32 {
                 Tables::<$address>::random(self.tables)

@@ -11,7 +11,7 @@ use lb_common::{V4, V6};
 
 use crate::datapath::contents::Contents;
 use crate::datapath::kernel::{Kernel, monotonic_now};
-use crate::desired::{Destination, Indices, cluster_of_window};
+use crate::desired::{Destination, Indices, cluster_of_window, window_name};
 use crate::endpoints::Endpoints;
 use crate::model::{Config, Listener};
 use crate::moved::MovedRoutes;
@@ -85,17 +85,17 @@ fn adopt_services(config: &Config, indices: &mut Indices, contents: &Contents) {
 /// A cluster keeps the windows of the services that are its own now, if they are no other's: there may be no room for all
 /// of them twice.
 fn adopt_clusters(config: &Config, indices: &mut Indices, contents: &Contents) {
-    let mut users: BTreeMap<u32, BTreeSet<Option<&str>>> = BTreeMap::new();
+    let mut users: BTreeMap<u32, BTreeSet<Option<String>>> = BTreeMap::new();
     for (address, port, service) in services(contents) {
-        let cluster = listener_at(config, address, port).map(|listener| listener.cluster.as_str());
+        let cluster = listener_at(config, address, port).map(window_name);
         users.entry(cluster_of_window(service.cluster)).or_default().insert(cluster);
     }
     for (index, clusters) in users {
-        if let [Some(name)] = clusters.into_iter().collect::<Vec<_>>()[..]
+        if let [Some(name)] = &clusters.into_iter().collect::<Vec<_>>()[..]
             && index != 0
-            && indices.clusters.find(&name.to_owned()).is_none()
+            && indices.clusters.find(name).is_none()
         {
-            indices.clusters.adopt(name.to_owned(), index);
+            indices.clusters.adopt(name.clone(), index);
         }
     }
 }

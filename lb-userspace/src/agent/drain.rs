@@ -67,6 +67,7 @@ impl Agent {
                 }
                 _ = look.tick() => {
                     self.notice_successor();
+                    self.look_after_flows();
                     self.housekeep().await;
                     let kernel = match &self.kernel {
                         Some(kernel) => open_flows(&kernel.kernel)?,

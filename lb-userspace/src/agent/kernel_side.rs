@@ -3,21 +3,27 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use lb_common::Rung;
 use lb_common::table;
-use lb_common::tables::hop;
+use lb_common::tables::{active_of_cluster, hop};
 
+use crate::active::Place;
 use crate::agent::Options;
+use crate::agent::accounts::{KernelTotals, Open};
 use crate::agent::adopt::adopt;
+use crate::agent::ends::unknown;
 use crate::agent::interfaces::Interfaces;
 use crate::agent::trials::Trials;
+use crate::datapath::connection::KernelConnection;
 use crate::datapath::contents::{Contents, plan};
 use crate::datapath::kernel::{Kernel, monotonic_now};
 use crate::datapath::object::{self, Loaded, Pins};
 use crate::datapath::resize::{resize, resume};
-use crate::datapath::sweep::{IdleTimeouts, Moved, Usage};
+use crate::datapath::sweep::{Found, Limits, Moved, ServiceLimits, Usage};
 use crate::datapath::{attach, bpffs};
 use crate::desired::{self, Destination, Indices, Observed};
 use crate::endpoints::{Endpoints, Name};
@@ -52,19 +58,54 @@ pub struct KernelSide {
     indices: Indices,
     contents: Contents,
     moved: MovedRoutes,
-    /// The flow tables are not swept before.
-    next_sweep: Instant,
     /// What the flows referred to at the last sweep.
     usage: Usage,
-    /// Idle timeouts also of listeners that are gone, for as long as they have flows.
-    idle: IdleTimeouts,
+    /// Also of listeners and backends that are gone, for as long as they have flows.
+    limits: Limits,
+    pub names: Names,
+    pub totals: KernelTotals,
     /// A change of the maps has failed half-way.
     dirty: bool,
     draining: bool,
 }
 
-/// How many times as long as a sweep of the flow tables took there is none: it takes 2 % of a CPU at the most.
-const SWEEP_PAUSE: u32 = 50;
+/// What a sweep has come to.
+pub struct Swept {
+    pub found: Vec<(Found, KernelConnection)>,
+    /// The maps have to be updated.
+    pub changed: bool,
+}
+
+/// What indices in the maps stand for.
+#[derive(Default)]
+pub struct Names {
+    /// By service id.
+    listeners: HashMap<u32, Arc<str>>,
+    /// By backend index.
+    clusters: HashMap<u32, Arc<str>>,
+}
+
+impl Names {
+    /// Backend indices, each with its cluster.
+    pub fn clusters(&self) -> impl Iterator<Item = (u32, &Arc<str>)> {
+        self.clusters.iter().map(|(&index, name)| (index, name))
+    }
+
+    /// Service ids, each with its listener.
+    pub fn listeners(&self) -> impl Iterator<Item = (u32, &Arc<str>)> {
+        self.listeners.iter().map(|(&id, name)| (id, name))
+    }
+
+    /// The listener that a service id stands for.
+    pub fn listener(&self, service: u32) -> Arc<str> {
+        self.listeners.get(&service).cloned().unwrap_or_else(unknown)
+    }
+
+    /// The cluster of a backend; `None`: it was left by an earlier agent.
+    pub fn cluster(&self, backend: u32) -> Option<Arc<str>> {
+        self.clusters.get(&backend).cloned()
+    }
+}
 
 /// Neighbours that the kernel is to keep resolved.
 #[derive(Default)]
@@ -94,6 +135,8 @@ impl KernelSide {
             }
         };
         let kernel = Kernel::new(loaded)?;
+        let mut totals = KernelTotals::default();
+        totals.adopt(&pins)?;
         for rejected in kernel.all_rejected() {
             log::warn!("the kernel does not take the program {}: {}", rejected.program, rejected.why);
         }
@@ -115,8 +158,9 @@ impl KernelSide {
             contents,
             moved,
             usage: Usage::default(),
-            next_sweep: Instant::now(),
-            idle: IdleTimeouts::new(),
+            limits: Limits { last: monotonic_now(), ..Limits::default() },
+            names: Names::default(),
+            totals,
             dirty: false,
             draining: false,
         })
@@ -151,6 +195,7 @@ impl KernelSide {
             devices: &self.devices,
             snat_ports: &self.snat_ports,
             max_flows: self.max_flows,
+            tell_connected: config.listeners.iter().flat_map(|of| &of.access_logs).any(|log| log.on_connect),
             draining: self.draining,
         };
         self.dirty = true;
@@ -163,6 +208,7 @@ impl KernelSide {
             self.contents.record(step);
         }
         self.dirty = false;
+        self.name_all();
         Ok(())
     }
 
@@ -225,36 +271,113 @@ impl KernelSide {
         self.interfaces.attach(&mut self.kernel, &self.pins, config, network, &self.paths).await
     }
 
-    /// Vouches for the next hops and, unless a sweep of the flow tables took so long that it would be too often, takes ended
-    /// flows out and finds out what the others need. `None`: that is not due yet. Else whether the maps have to be updated
-    /// for it.
-    pub async fn housekeep(
-        &mut self,
-        config: &Config,
-        endpoints: &Endpoints,
-        network: &Snapshot,
-    ) -> Result<Option<bool>> {
+    /// Vouches for the next hops, and looks after neighbours and endpoints.
+    pub async fn housekeep(&mut self, endpoints: &Endpoints, network: &Snapshot) {
         self.confirm();
         self.look_after_neighbours(network).await;
         self.try_endpoints(endpoints);
-        let begin = Instant::now();
-        if begin < self.next_sweep {
-            return Ok(None);
-        }
-        for listener in &config.listeners {
-            if let Some(id) = self.service_id(&listener.name) {
-                self.idle.insert(id, listener.idle_timeout);
-            }
-        }
+    }
+
+    /// Takes ended flows out, finds those that have reached a limit, and finds out what the others need.
+    pub fn sweep(&mut self, config: &Config, endpoints: &Endpoints) -> Result<Swept> {
+        self.set_limits(config);
+        let now = monotonic_now();
+        let mut found = Vec::new();
         self.usage = {
             let route = route_to_client(&self.contents);
-            self.kernel.sweep(&self.idle, &Moved { hops: self.moved.hops(), route: &route })?
+            let moved = Moved { hops: self.moved.hops(), route: &route };
+            self.kernel.sweep(&self.limits, &moved, &mut |what, of| found.push((what, of)))?
         };
-        self.next_sweep = begin + begin.elapsed() * SWEEP_PAUSE;
-        let settled = self.moved.settle(monotonic_now(), |hop| self.usage.is_astray(hop));
+        self.limits.last = now;
+        let settled = self.moved.settle(now, |hop| self.usage.is_astray(hop));
         let released = self.release_indices(endpoints);
-        self.idle.retain(|&id, _| self.indices.services.is_taken(id));
-        Ok(Some(settled || released || self.dirty))
+        self.limits.services.retain(|&id, _| self.indices.services.is_taken(id));
+        self.limits.connect_timeouts.retain(|&index, _| self.indices.backends.is_taken(index));
+        Ok(Swept { found, changed: settled || released || self.dirty })
+    }
+
+    /// Counts what has lost its index, which others may have next.
+    fn count_released(&mut self) {
+        let Self { totals, names, indices, kernel, .. } = self;
+        let backends = names.clusters().filter(|(index, _)| !indices.backends.is_taken(*index));
+        let services = names.listeners().filter(|(id, _)| !indices.services.is_taken(*id));
+        let backends = backends.map(|(index, cluster)| totals.add_backend(kernel, index, cluster));
+        let mut counted: Result<()> = backends.collect();
+        if counted.is_ok() {
+            counted = services.map(|(id, listener)| totals.add_service(kernel, id, listener)).collect();
+        }
+        if let Err(error) = counted {
+            log::warn!("reading the counters of the datapath: {error:#}");
+        }
+    }
+
+    /// SNAT ports in use towards a backend, as of the last sweep.
+    pub fn snat_ports_used(&self, backend: u32) -> u64 {
+        self.usage.ports(backend)
+    }
+
+    /// SNAT ports that there are towards a backend, of all its SNAT addresses.
+    pub fn snat_ports_of(&self, backend: u32) -> u64 {
+        let addresses = self.contents.backends.get(&backend).map_or(0, |backend| backend.snat_count);
+        u64::from(addresses) * self.snat_ports.len() as u64
+    }
+
+    /// Where the open connections of a backend or, without an address, a cluster are counted.
+    pub fn place(&self, cluster: &str, address: Option<SocketAddr>) -> Option<Place> {
+        let index = match address {
+            Some(address) => self.indices.backend(cluster, address)?,
+            None => active_of_cluster(desired::window(self.cluster_index(cluster)?, false)),
+        };
+        Some(Place { map: Arc::clone(&self.kernel.active), index })
+    }
+
+    /// What open flows carry, added to `open`.
+    pub(super) fn add_open(&self, open: &mut Open) {
+        for (id, listener) in self.names.listeners() {
+            open.listener(listener, self.usage.of_service(id));
+        }
+        for (index, cluster) in self.names.clusters() {
+            open.cluster(cluster, self.usage.of_backend(index));
+        }
+        for rung in [Rung::Xdp, Rung::Tc] {
+            open.rung(rung, self.usage.of_rung(rung));
+        }
+    }
+
+    fn set_limits(&mut self, config: &Config) {
+        for listener in &config.listeners {
+            let Some(id) = self.service_id(&listener.name) else { continue };
+            let of_cluster =
+                config.cluster(&listener.clusters[0].name).map(|cluster| cluster.connect_attempts);
+            let limits = ServiceLimits {
+                idle: listener.idle_timeout,
+                age: listener.max_connection_duration,
+                attempts: listener.connect_attempts.or(of_cluster).unwrap_or(1),
+                told_every: listener.access_logs.iter().filter_map(|log| log.flush_interval).collect(),
+            };
+            self.limits.services.insert(id, limits);
+        }
+        let timeouts: HashMap<u32, Duration> = config
+            .clusters
+            .iter()
+            .filter_map(|cluster| Some((self.cluster_index(&cluster.name)?, cluster.connect_timeout)))
+            .collect();
+        for (&(cluster, _), index) in self.indices.backends.iter() {
+            if let Some(&timeout) = timeouts.get(&cluster) {
+                self.limits.connect_timeouts.insert(index, timeout);
+            }
+        }
+    }
+
+    /// What listeners and backends are called now.
+    fn name_all(&mut self) {
+        let clusters: HashMap<u32, Arc<str>> =
+            self.indices.clusters.iter().map(|(name, index)| (index, name.as_str().into())).collect();
+        let services = self.indices.services.iter();
+        self.names.listeners = services.map(|(name, id)| (id, name.as_str().into())).collect();
+        let backends = self.indices.backends.iter();
+        self.names.clusters =
+            backends.filter_map(|(of, index)| Some((index, Arc::clone(clusters.get(&of.0)?)))).collect();
     }
 
     /// Vouches for the next hops.
@@ -288,7 +411,11 @@ impl KernelSide {
             };
             wanted || moved.contains_key(&index) || usage.has_hop(index)
         });
-        clusters || services || backends || hops
+        let released = clusters || services || backends || hops;
+        if released {
+            self.count_released();
+        }
+        released
     }
 
     /// Whether every backend that can be reached by a neighbour has that neighbour's address.

@@ -50,10 +50,11 @@ impl Agent {
     /// Takes a cluster's endpoints over from where they come from.
     pub(super) fn set_endpoints(&mut self, cluster: &Cluster) {
         let now = Instant::now();
+        let mut changed = false;
         match &cluster.discovery {
             Source::Static(endpoints) => {
                 let before = self.endpoints.clone();
-                self.endpoints.set(&cluster.name, endpoints, now);
+                changed = self.endpoints.set(&cluster.name, endpoints, now);
                 let is_active = |of: &crate::endpoints::Endpoints, address| {
                     of.active(&cluster.name).any(|endpoint| endpoint.address == address)
                 };
@@ -85,9 +86,12 @@ impl Agent {
             Source::StrictDns(_) => {
                 // Before the first answer, those of an earlier configuration are better than none.
                 if let Some(endpoints) = self.discovery.endpoints(&cluster.name) {
-                    self.endpoints.set(&cluster.name, endpoints, now);
+                    changed = self.endpoints.set(&cluster.name, endpoints, now);
                 }
             }
+        }
+        if changed {
+            *self.changes.membership.entry(cluster.name.clone()).or_default() += 1;
         }
         match self.balancers.get(&cluster.name) {
             Some(balancer) => balancer.update(cluster, &self.endpoints),
@@ -105,6 +109,8 @@ impl Agent {
         // The first connection to a new endpoint has just resolved its neighbour.
         self.network.neighbours = net::neighbours().await?;
         kernel.update_maps(&self.config, &self.endpoints, &self.network)?;
+        self.link_counts();
+        let Some(kernel) = &mut self.kernel else { return Ok(()) };
         if !self.draining {
             kernel.attach(&self.config, &self.network).await?;
         }
@@ -117,7 +123,7 @@ impl Agent {
         let drained = self.endpoints.take_drained(Instant::now(), |name| {
             let proxied = balancers.get(&name.0).and_then(|balancer| balancer.backend(name.1));
             kernel.as_ref().is_some_and(|kernel| kernel.has_open_flows(name))
-                || proxied.is_some_and(|backend| backend.stats.active() > 0)
+                || proxied.is_some_and(|backend| backend.open.proxied() > 0)
         });
         for (cluster, address) in &drained {
             self.events.endpoint(cluster, *address, DRAINING, ABSENT, "it has no connection left");

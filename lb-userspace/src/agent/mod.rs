@@ -1,9 +1,11 @@
 //! The agent: brings up proxy and kernel rungs, keeps both equal to the configuration and the node, and answers the
 //! command line.
 
+mod accounts;
 pub mod admin;
 mod adopt;
 mod drain;
+mod ends;
 mod events;
 pub mod interfaces;
 pub mod kernel_side;
@@ -11,6 +13,7 @@ mod membership;
 mod reload;
 pub mod status;
 mod trials;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,22 +24,34 @@ use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
+use crate::access_log::AccessLogs;
+use crate::admin_http::{AdminHttp, ViewRequest};
+use crate::agent::accounts::{Accounts, Open, Over};
 use crate::agent::admin::AdminSocket;
+use crate::agent::ends::open_resets;
 use crate::agent::events::Events;
 use crate::agent::interfaces::rung_name;
 use crate::agent::kernel_side::{KernelSide, RESOLUTION};
 use crate::agent::reload::Reload;
+use crate::agent::view::ConfigChanges;
 use crate::balancer::ClusterBalancer;
 use crate::config::{ConfigErrors, Loaded, Place};
+use crate::connections::Connections;
 use crate::datapath::object::Pins;
 use crate::discovery::Discovery;
 use crate::endpoints::Endpoints;
-use crate::model::{Config, Mode};
-use crate::net::{self, Changes, Finding, Snapshot, Watch};
-use crate::proxy::{Proxy, ProxyListener};
+use crate::model::{AccessLog, Config, Mode};
+use crate::net::{self, Changes, Finding, Resets, Snapshot, Watch};
+use crate::proxy::{Balancer, Proxy, ProxyListener};
 
 /// How often next hops are vouched for and ended flows taken out.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How often the agent reads what the programs tell of connections, and looks for those that have reached a limit.
+const HEARING: Duration = Duration::from_millis(100);
+/// How often at the most it looks at all connections; how many times as long as a look took there is none, so that it takes
+/// 2 % of a CPU at the most.
+const LOOKING: Duration = Duration::from_millis(250);
+const LOOK_PAUSE: u32 = 50;
 /// How long a start or a reload waits for the first answers of discovery.
 const SETTLING: Duration = Duration::from_secs(3);
 
@@ -77,10 +92,23 @@ pub struct Agent {
     /// By the name of their cluster.
     balancers: BTreeMap<String, Arc<ClusterBalancer>>,
     proxy: Proxy,
+    connections: Arc<Connections>,
+    /// What connections have carried so far.
+    accounts: Accounts,
+    /// `None`: not to be had.
+    resets: Option<Resets>,
     kernel: Option<KernelSide>,
     /// Why there is no kernel rung.
     no_kernel: Option<String>,
     reloaded: Option<Reload>,
+    changes: ConfigChanges,
+    /// `None`: there is no admin port.
+    admin_http: Option<AdminHttp>,
+    /// When all connections were looked at last, and when they are to be next.
+    last_look: Instant,
+    next_look: Instant,
+    /// How long the start took, once the agent serves.
+    ready_after: Option<Duration>,
     draining: bool,
 }
 
@@ -89,6 +117,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// The logs are to be opened anew.
+    reopen: Signal,
 }
 
 impl Signals {
@@ -97,6 +127,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
         })
     }
 }
@@ -112,6 +143,10 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
 
     // First, so that a second agent stops here, before it touches anything.
     let mut admin = AdminSocket::bind(&options.run_dir)?;
+    let logs = AccessLogs::open(access_logs(&loaded.config))?;
+    let admin_http = loaded.config.admin.map(|admin| AdminHttp::bind(admin.address)).transpose()?;
+    let connections = Arc::new(Connections::new(logs));
+    let observer: Arc<Connections> = Arc::clone(&connections);
     let discovery = Discovery::new(options.resolv_conf.clone(), Some(options.state_dir.clone()));
     let mut agent = Agent {
         config: loaded.config,
@@ -123,16 +158,27 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
         endpoints: Endpoints::default(),
         events: Events::default(),
         balancers: BTreeMap::new(),
-        proxy: Proxy::new(),
+        proxy: Proxy::new(observer),
+        connections,
+        accounts: Accounts::default(),
+        resets: open_resets(),
         kernel: None,
         no_kernel: None,
         reloaded: None,
+        changes: ConfigChanges::new(),
+        admin_http,
+        last_look: Instant::now(),
+        next_look: Instant::now(),
+        ready_after: None,
         draining: false,
     };
+    agent.changes.count(&Config::default(), &agent.config);
     agent.find_endpoints().await;
     agent.proxy.apply(proxy_listeners(&agent.config, &agent.balancers))?;
     agent.start_kernel().await?;
+    agent.link_counts();
     agent.look_at_host();
+    agent.ready_after = Some(agent.started.elapsed());
     log::info!("ready: {}", agent.summary());
     agent.serve(&mut watch, &mut admin, &mut signals).await?;
     agent.stop(&mut watch, admin).await
@@ -229,15 +275,23 @@ impl Agent {
     ) -> Result<()> {
         let mut housekeeping = interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut hearing = interval(HEARING);
+        hearing.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
                 _ = signals.hangup.recv() => self.reload().await,
+                _ = signals.reopen.recv() => self.connections.logs.reopen(),
+                Some(request) = asked(&mut self.admin_http) => {
+                    let view = self.view(request.only_server());
+                    request.answer(view);
+                }
                 changes = watch.changed() => self.follow(changes?).await,
                 update = self.discovery.changed() => self.discovered(update).await,
                 () = known(&mut self.kernel) => self.update_maps("what is known of a backend"),
                 _ = housekeeping.tick() => self.housekeep().await,
+                _ = hearing.tick() => self.look_after_flows(),
                 Some(query) = admin.next() => query.answer(|question| self.answer(question)),
             }
         }
@@ -281,17 +335,55 @@ impl Agent {
     }
 
     async fn housekeep(&mut self) {
-        let mut changed = false;
         if let Some(kernel) = &mut self.kernel {
-            match kernel.housekeep(&self.config, &self.endpoints, &self.network).await {
-                Ok(Some(wanted)) => changed = wanted,
-                Ok(None) => return,
-                Err(error) => log::error!("taking ended flows out: {error:#}"),
-            }
+            kernel.housekeep(&self.endpoints, &self.network).await;
         }
-        changed |= self.forget_drained();
-        if changed {
+        if self.forget_drained() {
             self.update_maps("the end of flows");
+        }
+    }
+
+    /// Hears what has become of flows, and takes those out that have ended.
+    fn look_after_flows(&mut self) {
+        self.hear();
+        let begin = Instant::now();
+        if begin < self.next_look {
+            return;
+        }
+        let over = Over::now(&self.connections);
+        let Some(kernel) = &mut self.kernel else { return self.account(over, begin) };
+        match kernel.sweep(&self.config, &self.endpoints) {
+            Ok(swept) => {
+                self.account(over, begin);
+                self.found(swept.found);
+                if swept.changed {
+                    self.update_maps("the end of flows");
+                }
+            }
+            Err(error) => log::error!("taking ended flows out: {error:#}"),
+        }
+    }
+
+    /// Adds what open connections carry to what those that are over have carried, and logs lines in between.
+    fn account(&mut self, over: Over, begin: Instant) {
+        let mut open = Open::default();
+        for record in self.proxy.records() {
+            open.proxied(&record);
+            self.tell_if_due(&record, begin - self.last_look);
+        }
+        if let Some(kernel) = &self.kernel {
+            kernel.add_open(&mut open);
+        }
+        self.accounts.update(over, open);
+        self.last_look = begin;
+        self.next_look = begin + (begin.elapsed() * LOOK_PAUSE).max(LOOKING);
+    }
+
+    /// Has connections of the proxy counted beside those of the kernel.
+    fn link_counts(&self) {
+        for (cluster, balancer) in &self.balancers {
+            let place = |address| self.kernel.as_ref()?.place(cluster, address);
+            balancer.move_to(place(None), |address| place(Some(address)));
         }
     }
 
@@ -302,6 +394,7 @@ impl Agent {
         {
             log::error!("following {what}: {error:#}");
         }
+        self.link_counts();
     }
 
     fn summary(&self) -> String {
@@ -329,6 +422,19 @@ async fn known(kernel: &mut Option<KernelSide>) {
     }
 }
 
+/// The next request of the admin port, if there is one.
+async fn asked(admin: &mut Option<AdminHttp>) -> Option<ViewRequest> {
+    match admin {
+        Some(admin) => admin.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The access logs of all listeners.
+fn access_logs(config: &Config) -> impl Iterator<Item = (&str, &[AccessLog])> {
+    config.listeners.iter().map(|listener| (listener.name.as_str(), &listener.access_logs[..]))
+}
+
 /// What the proxy listens on.
 fn proxy_listeners(
     config: &Config,
@@ -337,14 +443,19 @@ fn proxy_listeners(
     config
         .listeners
         .iter()
-        .filter_map(|listener| {
-            let balancer: Arc<ClusterBalancer> = Arc::clone(balancers.get(&listener.cluster)?);
-            Some(ProxyListener {
-                name: listener.name.clone(),
+        .map(|listener| {
+            let clusters = listener.clusters.iter().map(|share| {
+                let balancer: Arc<ClusterBalancer> = Arc::clone(balancers.get(&share.name)?);
+                Some((balancer as Arc<dyn Balancer>, share.weight))
+            });
+            ProxyListener {
+                name: listener.name.as_str().into(),
                 address: listener.address,
                 idle_timeout: listener.idle_timeout,
-                balancer,
-            })
+                max_connection_duration: listener.max_connection_duration,
+                connect_attempts: listener.connect_attempts,
+                clusters: clusters.flatten().collect(),
+            }
         })
         .collect()
 }

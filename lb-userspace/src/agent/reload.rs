@@ -5,8 +5,9 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Result, bail};
 
+use crate::admin_http::AdminHttp;
 use crate::agent::membership::{DRAINING, HEALTHY};
-use crate::agent::{Agent, check_against_host, proxy_listeners};
+use crate::agent::{Agent, access_logs, check_against_host, proxy_listeners};
 use crate::config::{self, ConfigErrors, Loaded, Place};
 use crate::model::{Config, Mode};
 
@@ -22,7 +23,12 @@ impl Agent {
     /// Reads the file again.
     pub(super) async fn reload(&mut self) {
         let file = self.options.config.display().to_string();
-        let error = match self.try_reload().await {
+        let result = self.try_reload().await;
+        match &result {
+            Ok(_) => self.changes.reloads_applied += 1,
+            Err(_) => self.changes.reloads_refused += 1,
+        }
+        let error = match result {
             Ok(false) => {
                 log::info!("reloaded {file}: nothing has changed");
                 None
@@ -48,19 +54,39 @@ impl Agent {
             return Ok(false);
         }
         let before = self.config.clone();
-        let mut result = self.reconfigure(loaded.config.clone()).await;
+        let mut result = self.open_ports_and_logs(&before, &loaded.config);
+        if result.is_ok() {
+            result = self.reconfigure(loaded.config.clone()).await;
+        }
         // One that was refused before is not asked for again by a change of something else.
         if result.is_ok() && before.datapath.max_flows != loaded.config.datapath.max_flows {
             result = self.resize(&loaded).await;
         }
         if let Err(error) = result {
             // Back to what is known to work.
+            if let Err(worse) = self.open_ports_and_logs(&loaded.config, &before) {
+                log::error!("going back to the configuration before: {worse:#}");
+            }
             if let Err(worse) = self.reconfigure(before).await {
                 log::error!("going back to the configuration before: {worse:#}");
             }
             return Err(error);
         }
+        self.changes.count(&before, &loaded.config);
         Ok(true)
+    }
+
+    /// Goes over to another admin port and other logs; an error changes nothing.
+    fn open_ports_and_logs(&mut self, old: &Config, new: &Config) -> Result<()> {
+        let opened = match new.admin {
+            Some(admin) if new.admin != old.admin => Some(AdminHttp::bind(admin.address)?),
+            _ => None,
+        };
+        self.connections.logs.reconfigure(access_logs(new))?;
+        if opened.is_some() || new.admin.is_none() {
+            self.admin_http = opened;
+        }
+        Ok(())
     }
 
     /// What cannot change while flows are open.

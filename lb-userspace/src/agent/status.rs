@@ -69,7 +69,7 @@ impl Agent {
                     "name": listener.name,
                     "id": kernel.and_then(|kernel| kernel.service_id(&listener.name)),
                     "address": listener.address,
-                    "cluster": listener.cluster,
+                    "cluster": listener.clusters.iter().map(|of| of.name.as_str()).collect::<Vec<_>>().join(", "),
                     "rung": rung_name(rung),
                     "serves": addresses,
                 })
@@ -128,7 +128,7 @@ impl Agent {
         }))
     }
 
-    fn fastest_rung(&self) -> Option<Rung> {
+    pub(super) fn fastest_rung(&self) -> Option<Rung> {
         let rungs = self.kernel.as_ref()?.interfaces.list().iter().filter_map(|interface| interface.rung);
         rungs.min_by_key(|rung| *rung as u32)
     }

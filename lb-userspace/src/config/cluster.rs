@@ -52,6 +52,8 @@ impl ClusterDraft {
             lb_policy: self.lb_policy,
             connect_timeout: self.connect_timeout,
             connect_attempts: self.connect_attempts,
+            max_connections: None,
+            stat_name: None,
             drain_timeout: self.drain_timeout,
         })
     }

@@ -71,6 +71,7 @@ fn strict_dns(fields: &Fields<'_>, report: &mut Report) -> Option<StrictDns> {
         failure_backoff: failure_backoff?,
         hold_nx: hold_nx?,
         family: family?,
+        logical: false,
     })
 }
 

@@ -22,9 +22,13 @@ impl ListenerDraft {
     /// `None` if something was refused.
     pub(super) fn finish(self) -> Option<Listener> {
         Some(Listener {
+            stat_prefix: self.name.as_ref()?.value.clone(),
             name: self.name?.value,
             address: self.address?.value,
-            cluster: self.cluster?.value,
+            clusters: vec![crate::model::WeightedCluster { name: self.cluster?.value, weight: 1 }],
+            connect_attempts: None,
+            max_connection_duration: None,
+            access_logs: Vec::new(),
             idle_timeout: Some(self.idle_timeout).filter(|timeout| !timeout.is_zero()),
         })
     }

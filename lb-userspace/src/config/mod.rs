@@ -106,6 +106,8 @@ fn read_sections(root: &Entry<'_>, report: &mut Report) -> Option<(Config, Place
     let places = Places::new(&datapath, &listeners);
     let config = Config {
         datapath: datapath.finish(),
+        admin: None,
+        imported: false,
         listeners: listeners.into_iter().map(ListenerDraft::finish).collect::<Option<_>>()?,
         clusters: clusters.into_iter().map(ClusterDraft::finish).collect::<Option<_>>()?,
     };

@@ -26,6 +26,8 @@ pub struct Contents {
     pub snat_ports: Vec<u16>,
     /// By index.
     pub backends: BTreeMap<u32, Backend>,
+    /// Connections that a cluster may have, by [`lb_common::tables::Backend::cluster`]; without an entry any number.
+    pub limits: BTreeMap<u32, u64>,
     /// Slots of each cluster, by its index.
     pub slots: BTreeMap<u32, Vec<u32>>,
     /// Towards IPv4 clients.
@@ -50,6 +52,8 @@ pub enum Step {
     SnatPorts(Vec<u16>),
     /// `None`: the index is free again.
     Backend(u32, Option<Backend>),
+    /// `None`: any number.
+    Limit(u32, Option<u64>),
     /// Written beside the old window, then switched.
     Slots(u32, Vec<u32>),
     /// The window is no cluster's any more.
@@ -77,6 +81,7 @@ impl Contents {
             }
             Step::SnatPorts(ports) => self.snat_ports = ports,
             Step::Backend(index, backend) => put(&mut self.backends, index, backend),
+            Step::Limit(cluster, limit) => put(&mut self.limits, cluster, limit),
             Step::Slots(cluster, slots) => drop(self.slots.insert(cluster, slots)),
             Step::NoSlots(cluster) => drop(self.slots.remove(&cluster)),
             Step::Route4(prefix, hop) => put_hashed(&mut self.routes4, prefix, hop),
@@ -123,6 +128,14 @@ pub fn plan(old: &Contents, new: &Contents) -> Vec<Step> {
         if old.backends.get(&index) != Some(backend) {
             steps.push(Step::Backend(index, Some(*backend)));
         }
+    }
+    for (&cluster, &limit) in &new.limits {
+        if old.limits.get(&cluster) != Some(&limit) {
+            steps.push(Step::Limit(cluster, Some(limit)));
+        }
+    }
+    for &cluster in old.limits.keys().filter(|cluster| !new.limits.contains_key(cluster)) {
+        steps.push(Step::Limit(cluster, None));
     }
     for (&cluster, slots) in &new.slots {
         if old.slots.get(&cluster) != Some(slots) {

@@ -11,16 +11,21 @@ use aya::maps::lpm_trie::Key as RouteKey;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, PerCpuArray};
 use lb_common::tables::{
-    Backend, Live, MAX_SNAT_ADDRESSES, NextHop, Opened, Service, ServiceKey, Settings, Window, hop, names,
-    reason_index,
+    Active, Backend, Failed, Live, MAX_SNAT_ADDRESSES, NextHop, Opened, Service, ServiceKey, Settings,
+    Window, active_of_cluster, hop, names, reason_index,
 };
 use lb_common::{Address, Reason, Rung, V4, V6};
 
 use crate::datapath::contents::{Contents, Prefix, Step};
+use crate::datapath::events::Events;
 use crate::datapath::flow_table::FlowTable;
 use crate::datapath::mapped::Mapped;
 use crate::datapath::object::{Loaded, Rejected};
 use crate::datapath::slots::{REST, SlotSpace};
+
+/// Words of an [`Active`].
+pub const BOTH_WORD: usize = std::mem::offset_of!(Active, both) / 8;
+const LIMIT_WORD: usize = std::mem::offset_of!(Active, limit) / 8;
 
 /// The maps of one address family.
 pub struct FamilyMaps<A> {
@@ -42,6 +47,11 @@ pub struct Kernel {
     slot_space: SlotSpace,
     backends: Mapped<Backend>,
     opened: PerCpuArray<MapData, Opened>,
+    served: PerCpuArray<MapData, Opened>,
+    failed: PerCpuArray<MapData, Failed>,
+    /// Shared with the proxy, whose connections count, too.
+    pub active: Arc<Mapped<Active>>,
+    pub events: Events,
     hops: Mapped<NextHop>,
     snat_addresses: Array<MapData, [u32; 4]>,
     snat_ports: Array<MapData, [u16; 4]>,
@@ -73,6 +83,10 @@ impl Kernel {
             slot_space,
             backends: Mapped::new(&data(take(names::BACKENDS)?)?)?,
             opened: PerCpuArray::try_from(take(names::OPENED)?)?,
+            served: PerCpuArray::try_from(take(names::SERVED)?)?,
+            failed: PerCpuArray::try_from(take(names::FAILED)?)?,
+            active: Arc::new(Mapped::new(&data(take(names::ACTIVE)?)?)?),
+            events: Events::new(take(names::EVENTS)?)?,
             hops: Mapped::new(&data(take(names::NEXT_HOPS)?)?)?,
             snat_addresses: Array::try_from(take(names::SNAT_ADDRESSES)?)?,
             snat_ports: Array::try_from(take(names::SNAT_PORTS)?)?,
@@ -123,12 +137,18 @@ impl Kernel {
                 }
             }
             Step::Backend(index, backend) => self.set_backend(*index, *backend),
+            Step::Limit(cluster, limit) => {
+                let index = active_of_cluster(*cluster);
+                self.active.word(index, LIMIT_WORD).store(limit.unwrap_or(0), Ordering::Relaxed);
+            }
             Step::Slots(cluster, slots) => self.set_slots(*cluster, slots)?,
             Step::NoSlots(cluster) => self.set_slots(*cluster, &[])?,
             Step::Route4(prefix, hop) => set_route(&mut self.v4.routes, *prefix, *hop)?,
             Step::Route6(prefix, hop) => set_route(&mut self.v6.routes, *prefix, *hop)?,
             Step::Settings(settings) => {
                 self.settings.store(0, settings.max_flows as u64 | (settings.snat_ports as u64) << 32);
+                let flags = self.settings.word(0, std::mem::offset_of!(Settings, flags) / 8);
+                flags.store(settings.flags, Ordering::Relaxed);
             }
             Step::Service4(key, service) => set_service(&mut self.v4.services, *key, *service)?,
             Step::Service6(key, service) => set_service(&mut self.v6.services, *key, *service)?,
@@ -251,10 +271,34 @@ impl Kernel {
 
     /// Flows opened to a backend since the maps were made.
     pub fn opened(&self, backend: u32) -> Result<Opened> {
-        let per_cpu = self.opened.get(&backend, 0)?;
-        Ok(per_cpu
-            .iter()
-            .fold(Opened::default(), |sum, one| Opened { xdp: sum.xdp + one.xdp, tc: sum.tc + one.tc }))
+        Ok(sum_opened(&self.opened.get(&backend, 0)?))
+    }
+
+    /// Flows opened to a service since the maps were made.
+    pub fn served(&self, service: u32) -> Result<Opened> {
+        Ok(sum_opened(&self.served.get(&service, 0)?))
+    }
+
+    /// Attempts to reach a backend that failed, since the maps were made.
+    pub fn failed(&self, backend: u32) -> Result<Failed> {
+        let per_cpu = self.failed.get(&backend, 0)?;
+        Ok(per_cpu.iter().fold(Failed::default(), |sum, one| Failed {
+            refused: sum.refused + one.refused,
+            unanswered: sum.unanswered + one.unanswered,
+        }))
+    }
+
+    /// Events that the ring had no room for.
+    pub fn events_lost(&self) -> u64 {
+        [self.v4.index, self.v6.index].into_iter().map(|index| self.live.get(index).lost).sum()
+    }
+
+    /// Takes a flow that has ended off the open connections of its backend.
+    pub fn leave(&self, backend: u32) {
+        let cluster = active_of_cluster(self.backends.get(backend).cluster);
+        for index in [backend, cluster] {
+            self.active.word(index, BOTH_WORD).fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// How often each reason was counted, on both rungs together; those that never were are left out.
@@ -277,6 +321,10 @@ impl Kernel {
         let live = self.live.get(index);
         live.opened.saturating_sub(live.closed)
     }
+}
+
+fn sum_opened(per_cpu: &[Opened]) -> Opened {
+    per_cpu.iter().fold(Opened::default(), |sum, one| Opened { xdp: sum.xdp + one.xdp, tc: sum.tc + one.tc })
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the programs.

@@ -22,6 +22,8 @@ pub struct Mapped<T> {
 
 // SAFETY: memory shared with the kernel, which belongs to no thread; all access is volatile or atomic.
 unsafe impl<T> Send for Mapped<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Mapped<T> {}
 
 impl<T: Pod> Mapped<T> {
     /// Maps `map`, which must hold `T`s.

@@ -3,7 +3,9 @@
 pub mod attach;
 pub mod batch;
 pub mod bpffs;
+pub mod connection;
 pub mod contents;
+pub mod events;
 pub mod flow_table;
 pub mod kernel;
 pub mod mapped;

@@ -362,7 +362,7 @@ impl<'t, A: Address + Hash + Eq> Move<'t, A> {
 /// Sets the number of live flows of the family with this index in [`Live`] to what is in its table: flows that gave way
 /// to others in one of two tables count wrongly. By a difference, so that flows that end meanwhile count too.
 fn recount<A: Address>(live: &Mapped<Live>, index: u32, table: &FlowTable<A>) -> Result<()> {
-    let Live { opened, closed } = live.get(index);
+    let Live { opened, closed, .. } = live.get(index);
     let mut count = 0;
     table.for_each(|flow| count += u64::from(flow.is_established() && !flow.is_forward()))?;
     let missing = opened.wrapping_sub(count).wrapping_sub(closed);

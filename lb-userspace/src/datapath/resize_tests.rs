@@ -31,7 +31,9 @@ fn pinned(name: &str) -> (Pinned, Kernel) {
     bpffs::prepare(Path::new(&root)).unwrap();
     let pins = Pins::new(Path::new(&root));
     let mut kernel = Kernel::new(object::load(4096, 7, Some(&pins)).unwrap()).unwrap();
-    kernel.apply(&Step::Settings(Settings { max_flows: 4096, snat_ports: 5, seed: 0 })).unwrap();
+    kernel
+        .apply(&Step::Settings(Settings { max_flows: 4096, snat_ports: 5, ..Settings::default() }))
+        .unwrap();
     (Pinned(pins), kernel)
 }
 
@@ -91,7 +93,7 @@ fn entries_move_to_larger_and_smaller_tables() {
         );
         let settings = crate::maps::read::PinnedMaps::open(pins).unwrap();
         let settings = settings.mapped::<Settings>(lb_common::tables::names::SETTINGS).unwrap().get(0);
-        assert_eq!(settings, Settings { max_flows, snat_ports: 5, seed: 7 });
+        assert_eq!(settings, Settings { max_flows, snat_ports: 5, seed: 7, flags: 0 });
         assert_eq!(kernel.live_flows(0), 1000, "counted anew");
         require_no_next(pins);
     }

@@ -1,5 +1,7 @@
-//! Flows that have ended are taken out of the maps here; the programs only mark them. The same pass over the maps
-//! tells what the flows refer to, so that what nobody wants any more is kept for as long as one of them needs it.
+//! Flows that have ended are taken out of the maps here; the programs only mark them. So are those that have reached a
+//! limit, which is for the agent to know: idle or open for too long, a backend that does not answer. The same pass over the
+//! maps tells what the flows refer to, so that what nobody wants any more is kept for as long as one of them needs it, and
+//! what they have carried so far.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -7,17 +9,59 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
-use lb_common::tcp::{is_closing, lifetime};
-use lb_common::{Address, Flow};
+use lb_common::flow::mark;
+use lb_common::tcp::{is_closing, lifetime, state};
+use lb_common::{Address, Flow, Rung};
 
+use crate::datapath::connection::KernelConnection;
 use crate::datapath::flow_table::FlowTable;
 use crate::datapath::kernel::{Kernel, monotonic_now};
 
 /// How long a half-open entry or a tombstone is kept after its last SYN; the programs stop heeding it before.
 const HALF_OPEN: u64 = 60_000_000_000;
 
-/// Idle timeouts by service id; `None`: never.
-pub type IdleTimeouts = HashMap<u32, Option<Duration>>;
+/// A connection that ends is told by the program that sees it end; this much later that has surely been done.
+const TOLD: u64 = 2_000_000_000;
+
+/// The limits of connections.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// By service id.
+    pub services: HashMap<u32, ServiceLimits>,
+    /// By backend index: how long it has to answer a SYN.
+    pub connect_timeouts: HashMap<u32, Duration>,
+    /// Since when there was no sweep: lines of the access log in between are due if their time has come since then.
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub last: u64,
+}
+
+/// The limits of the connections of a listener.
+#[derive(Clone, Debug)]
+pub struct ServiceLimits {
+    /// `None`: never.
+    pub idle: Option<Duration>,
+    /// Since the SYN; `None`: any.
+    pub age: Option<Duration>,
+    /// Backends tried for one connection.
+    pub attempts: u32,
+    /// How often each connection is to be told of while it is open.
+    pub told_every: Vec<Duration>,
+}
+
+/// What has become of a connection, as the sweep found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// No packet for as long as may be; taken out.
+    Idle,
+    /// Open for as long as may be; taken out.
+    TooOld,
+    /// The last backend that could be tried has not answered in time; taken out.
+    Unanswered,
+    /// It has ended without anybody telling.
+    Ended,
+    /// It is open, and to be told of.
+    Open,
+}
 
 /// What the entries of the flow maps referred to during one sweep.
 #[derive(Clone, Debug, Default)]
@@ -30,8 +74,22 @@ pub struct Usage {
     hops: Vec<bool>,
     /// By service id.
     services: Vec<bool>,
+    /// By backend index: reverse entries, which have an SNAT port each.
+    ports: HashMap<u32, u64>,
     /// Next hops of [`Moved`] that a flow cannot go by as it is.
     astray: BTreeSet<u32>,
+    /// Of open flows, by service id, by backend index, and by rung.
+    carried: [HashMap<u32, Carried>; 3],
+}
+
+/// What open flows have carried so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    pub flows: u64,
+    /// Payload from clients.
+    pub bytes_in: u64,
+    /// Payload to clients.
+    pub bytes_out: u64,
 }
 
 /// Next hops whose route has moved, and where clients are now.
@@ -68,6 +126,39 @@ impl Usage {
         self.astray.contains(&hop)
     }
 
+    /// SNAT ports in use towards a backend, also those at rest.
+    pub fn ports(&self, backend: u32) -> u64 {
+        self.ports.get(&backend).copied().unwrap_or(0)
+    }
+
+    /// What the open flows of a service have carried.
+    pub fn of_service(&self, id: u32) -> Carried {
+        self.carried[0].get(&id).copied().unwrap_or_default()
+    }
+
+    /// What the open flows to a backend have carried.
+    pub fn of_backend(&self, index: u32) -> Carried {
+        self.carried[1].get(&index).copied().unwrap_or_default()
+    }
+
+    /// What the open flows of a rung have carried.
+    pub fn of_rung(&self, rung: Rung) -> Carried {
+        self.carried[2].get(&(rung as u32)).copied().unwrap_or_default()
+    }
+
+    fn carry<A: Address>(&mut self, flow: &Flow<A>) {
+        let keys = [flow.service.into(), flow.backend.into(), flow.rung() as u32];
+        for (carried, key) in self.carried.iter_mut().zip(keys) {
+            let carried = carried.entry(key).or_default();
+            if flow.is_forward() {
+                carried.flows += 1;
+                carried.bytes_in += flow.payload_bytes();
+            } else {
+                carried.bytes_out += flow.payload_bytes();
+            }
+        }
+    }
+
     fn add<A: Address + Into<IpAddr>>(&mut self, flow: &Flow<A>, moved: &Moved<'_>) {
         // A tombstone refers to nothing.
         if flow.is_tombstone() {
@@ -76,12 +167,16 @@ impl Usage {
         mark(&mut self.backends, flow.backend.into());
         if !is_closing(flow.word) {
             mark(&mut self.open, flow.backend.into());
+            if flow.is_established() {
+                self.carry(flow);
+            }
         }
         mark(&mut self.hops, flow.hop.into());
         mark(&mut self.services, flow.service.into());
         if flow.is_forward() {
             return;
         }
+        *self.ports.entry(flow.backend.into()).or_default() += 1;
         let hop = flow.hop.into();
         if let Some(&since) = moved.hops.get(&hop) {
             let learned_before = flow.is_learned() && flow.opened_at() < since;
@@ -105,12 +200,17 @@ fn mark(marks: &mut Vec<bool>, index: u32) {
 }
 
 impl Kernel {
-    /// Takes out what has ended, and tells what the flow maps referred to.
-    pub fn sweep(&self, idle: &IdleTimeouts, moved: &Moved<'_>) -> Result<Usage> {
+    /// Takes out what has ended, and tells what the flow maps referred to, and `tell` of connections.
+    pub fn sweep(
+        &self,
+        limits: &Limits,
+        moved: &Moved<'_>,
+        tell: &mut dyn FnMut(Found, KernelConnection),
+    ) -> Result<Usage> {
         let now = monotonic_now();
         let mut usage = Usage::default();
-        let closed4 = sweep(&self.v4.flows, idle, now, moved, &mut usage)?;
-        let closed6 = sweep(&self.v6.flows, idle, now, moved, &mut usage)?;
+        let closed4 = sweep(&self.v4.flows, limits, now, moved, &mut usage, tell)?;
+        let closed6 = sweep(&self.v6.flows, limits, now, moved, &mut usage, tell)?;
         for (index, closed) in [(self.v4.index, closed4), (self.v6.index, closed6)] {
             // The second word of `Live`; the agent alone writes it.
             self.live.word(index, 1).fetch_add(closed, Ordering::Relaxed);
@@ -119,57 +219,142 @@ impl Kernel {
     }
 }
 
-/// Whether an entry whose flow had its last packet at `last_seen` has ended.
-fn has_ended<A: Address>(flow: &Flow<A>, last_seen: u64, idle: &IdleTimeouts, now: u64) -> bool {
-    let age = now.saturating_sub(last_seen);
-    if !flow.is_established() {
-        return age > HALF_OPEN;
+impl Limits {
+    fn idle_timeout(&self, service: u32) -> u64 {
+        match self.services.get(&service) {
+            Some(ServiceLimits { idle: Some(timeout), .. }) => timeout.as_nanos() as u64,
+            Some(ServiceLimits { idle: None, .. }) => u64::MAX,
+            // A listener that is gone: what it accepted lives as long as by default.
+            None => 3_600_000_000_000,
+        }
     }
-    let idle_timeout = match idle.get(&flow.service.into()) {
-        Some(Some(timeout)) => timeout.as_nanos() as u64,
-        Some(None) => u64::MAX,
-        // A listener that is gone: what it accepted lives as long as by default.
-        None => 3_600_000_000_000,
-    };
-    age > lifetime(flow.word, idle_timeout)
+
+    /// Whether an entry's time is over, for a flow that had its last packet at `last_seen`; and what it then is.
+    fn end<A: Address>(&self, flow: &Flow<A>, last_seen: u64, now: u64) -> Option<End> {
+        let silent = now.saturating_sub(last_seen);
+        let service = u32::from(flow.service);
+        if !flow.is_established() {
+            if silent > HALF_OPEN {
+                return Some(End::Silently);
+            }
+            return self.is_unanswered(flow, now).then_some(End::As(Found::Unanswered));
+        }
+        if is_closing(flow.word) {
+            return (silent > lifetime(flow.word, 0)).then_some(End::Silently);
+        }
+        if silent > self.idle_timeout(service) {
+            return Some(End::As(Found::Idle));
+        }
+        let age = self.services.get(&service)?.age?;
+        (now.saturating_sub(flow.opened_at()) > age.as_nanos() as u64).then_some(End::As(Found::TooOld))
+    }
+
+    /// Whether the last backend that could be tried was given its time to answer.
+    fn is_unanswered<A: Address>(&self, flow: &Flow<A>, now: u64) -> bool {
+        const OTHER: u64 = mark::REVERSE | mark::TOMBSTONE | mark::ANSWERED | mark::ENDED | state::CHALLENGED;
+        if flow.word & OTHER != 0 {
+            return false;
+        }
+        let attempts = self.services.get(&flow.service.into()).map_or(1, |service| service.attempts);
+        let timeout = self.connect_timeouts.get(&flow.backend.into());
+        timeout.is_some_and(|timeout| now.saturating_sub(flow.opened_at()) > timeout.as_nanos() as u64)
+            && flow.attempts_made() >= attempts.into()
+    }
+
+    /// Whether a line about an open connection is due.
+    fn is_due<A: Address>(&self, flow: &Flow<A>, now: u64) -> bool {
+        let Some(service) = self.services.get(&flow.service.into()) else { return false };
+        service.told_every.iter().any(|every| {
+            let turns = |at: u64| at.saturating_sub(flow.opened_at()) / (every.as_nanos() as u64).max(1);
+            turns(now) > turns(self.last)
+        })
+    }
+}
+
+/// How an entry ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The connection had ended before.
+    Silently,
+    As(Found),
 }
 
 /// How many established flows ended. A flow counts by its reverse entry, which outlives the forward one.
 fn sweep<A: Address + Into<IpAddr>>(
     table: &FlowTable<A>,
-    idle: &IdleTimeouts,
+    limits: &Limits,
     now: u64,
     moved: &Moved<'_>,
     usage: &mut Usage,
+    tell: &mut dyn FnMut(Found, KernelConnection),
 ) -> Result<u64> {
-    let mut candidates = Vec::new();
+    const OPEN: u64 = mark::ESTABLISHED;
+    let (mut candidates, mut due) = (Vec::new(), Vec::new());
     table.for_each(|flow| {
         usage.add(flow, moved);
-        if has_ended(flow, flow.last_seen, idle, now) {
+        if limits.end(flow, flow.last_seen, now).is_some() {
             candidates.push(*flow);
+        }
+        let state = flow.word & (mark::ESTABLISHED | mark::REVERSE | mark::ENDED);
+        if state == OPEN {
+            let untold = is_closing(flow.word) && now.saturating_sub(flow.last_seen) > TOLD;
+            if untold || !is_closing(flow.word) && limits.is_due(flow, now) {
+                due.push(*flow);
+            }
         }
     })?;
     let look = table.look();
+    let peer = |flow: &Flow<A>| -> Result<Option<Flow<A>>> {
+        Ok(look.find(&flow.out.reversed())?.filter(|peer| peer.generation() == flow.generation()))
+    };
+    for flow in due {
+        let connection = KernelConnection::of(&flow, peer(&flow)?.as_ref());
+        if !is_closing(flow.word) {
+            tell(Found::Open, connection);
+        } else if look.end(&flow)? {
+            tell(Found::Ended, connection);
+        }
+    }
     let mut closed = 0;
     for flow in candidates {
-        let peer = look.find(&flow.out.reversed())?.filter(|peer| peer.generation() == flow.generation());
+        let peer = peer(&flow)?;
         // One direction may be silent for long while the other is not; and a half-open reverse entry sees no repeated
         // SYN: it is as good as its forward one.
         let last_seen = peer.map_or(flow.last_seen, |peer| peer.last_seen.max(flow.last_seen));
-        if !has_ended(&flow, last_seen, idle, now) {
-            continue;
-        }
+        let Some(end) = limits.end(&flow, last_seen, now) else { continue };
         if flow.is_established() {
             match peer {
                 // Left to its reverse entry.
                 Some(_) if flow.is_forward() => continue,
-                Some(forward) => _ = look.remove(&forward)?,
+                Some(forward) => {
+                    // One that goes on meanwhile stays.
+                    if !look.remove(&forward)? {
+                        continue;
+                    }
+                    if forward.word & mark::ENDED == 0 {
+                        let found = if let End::As(found) = end { found } else { Found::Ended };
+                        tell(found, KernelConnection::of(&forward, Some(&flow)));
+                    }
+                }
                 None => {}
             }
         }
-        // One that has gone on meanwhile stays.
-        if look.remove(&flow)? && flow.is_established() && !flow.is_forward() {
-            closed += 1;
+        if !look.remove(&flow)? {
+            continue;
+        }
+        closed += u64::from(flow.is_established() && !flow.is_forward());
+        // Half-open, or without the other direction.
+        if flow.is_forward() {
+            match end {
+                End::As(found) => tell(found, KernelConnection::of(&flow, peer.as_ref())),
+                End::Silently if flow.is_established() && flow.word & mark::ENDED == 0 => {
+                    tell(Found::Ended, KernelConnection::of(&flow, None));
+                }
+                End::Silently => {}
+            }
+            if let Some(peer) = peer {
+                look.remove(&peer)?;
+            }
         }
     }
     Ok(closed)

@@ -14,7 +14,8 @@ use lb_common::balance::policy;
 use lb_common::maglev::{self, Candidate};
 use lb_common::parse::TCP;
 use lb_common::tables::{
-    Backend, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, Service, ServiceKey, Settings, backend, service,
+    Backend, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, MAX_SERVICE_IDS, Service, ServiceKey, Settings,
+    backend, service, settings,
 };
 use lb_common::{V4, V6};
 
@@ -23,7 +24,7 @@ pub use snat::snat_ports;
 use crate::datapath::contents::Contents;
 use crate::endpoints::Endpoints;
 use crate::ids::Ids;
-use crate::model::{Cluster, Config, Discovery, DnsFamily, LbPolicy};
+use crate::model::{Cluster, Config, Discovery, DnsFamily, LbPolicy, Listener};
 use crate::net::{RouteTo, Snapshot};
 use snat::SnatAddresses;
 
@@ -55,7 +56,7 @@ impl Default for Indices {
     fn default() -> Self {
         Self {
             clusters: Ids::new(MAX_CLUSTERS / 2),
-            services: Ids::new(1 << 16),
+            services: Ids::new(MAX_SERVICE_IDS),
             backends: Ids::new(MAX_BACKENDS),
             hops: Ids::new(MAX_NEXT_HOPS),
             snat_addresses: Vec::new(),
@@ -98,6 +99,8 @@ pub struct Observed<'a> {
     pub snat_ports: &'a [u16],
     /// Flows of each family that the maps have room for.
     pub max_flows: u32,
+    /// Whether anybody wants to know of completed handshakes.
+    pub tell_connected: bool,
     /// The agent is on its way out.
     pub draining: bool,
 }
@@ -116,27 +119,45 @@ pub fn contents(config: &Config, observed: &Observed<'_>, indices: &mut Indices)
     let mut contents =
         Contents { devices: observed.devices.keys().copied().collect(), ..Contents::default() };
     contents.snat_ports = observed.snat_ports.iter().map(|port| port.to_be()).collect();
-    contents.settings =
-        Settings { max_flows: observed.max_flows, snat_ports: contents.snat_ports.len() as u32, seed: 0 };
+    contents.settings = Settings {
+        max_flows: observed.max_flows,
+        snat_ports: contents.snat_ports.len() as u32,
+        seed: 0,
+        flags: if observed.tell_connected { settings::TELL_CONNECTED } else { 0 },
+    };
 
     add_backends(config, observed, indices, &mut contents)?;
     contents.snat_addresses.clone_from(&indices.snat_addresses);
     hops::add_routes(observed, indices, &mut contents)?;
 
     for cluster in &config.clusters {
-        let index = cluster_index(cluster, indices)?;
-        add_slots(cluster, index, observed, indices, &mut contents);
+        let index = cluster_index(&cluster.name, indices)?;
+        if let Some(limit) = cluster.max_connections {
+            contents.limits.insert(window(index, false), limit.into());
+        }
+        let candidates = candidates(cluster, index, observed, indices);
+        add_slots(index, &[(cluster, 1, candidates)], cluster.lb_policy, &mut contents);
     }
     for listener in &config.listeners {
-        let of = config.cluster(&listener.cluster).context("a listener's cluster exists")?;
-        let cluster = cluster_index(of, indices)?;
+        let cluster = cluster_index(&window_name(listener), indices)?;
+        let shares = shares(config, listener)?;
+        let lb_policy = common_policy(&shares);
+        if shares.len() > 1 {
+            let mut mixed = Vec::new();
+            for &(of, weight) in &shares {
+                let index = cluster_index(&of.name, indices)?;
+                mixed.push((of, weight, candidates(of, index, observed, indices)));
+            }
+            add_slots(cluster, &mixed, lb_policy, &mut contents);
+        }
+        let attempts = listener.connect_attempts.unwrap_or(shares[0].0.connect_attempts);
         // The window of IPv6 exists only where it differs.
         let own = listener.address.is_ipv6() && contents.slots.contains_key(&window(cluster, true));
         let service = Service {
             id: indices.services.get(&listener.name).context("no service id is left")?,
             cluster: window(cluster, own),
-            policy: policy_number(of.lb_policy),
-            attempts: of.connect_attempts as u16,
+            policy: policy_number(lb_policy),
+            attempts: attempts as u16,
             flags: if observed.draining { service::DRAINING } else { 0 },
         };
         let port = listener.address.port().to_be();
@@ -161,9 +182,30 @@ pub fn contents(config: &Config, observed: &Observed<'_>, indices: &mut Indices)
     Ok(contents)
 }
 
-fn cluster_index(cluster: &Cluster, indices: &mut Indices) -> Result<u32> {
-    let index = indices.clusters.get(&cluster.name);
+fn cluster_index(name: &String, indices: &mut Indices) -> Result<u32> {
+    let index = indices.clusters.get(name);
     index.with_context(|| format!("more than {} clusters", MAX_CLUSTERS / 2 - 1))
+}
+
+/// The name that the slots of a listener have among those of clusters: that of its cluster or, where it has several, one of
+/// its own, which no cluster can have.
+pub fn window_name(listener: &Listener) -> String {
+    match &listener.clusters[..] {
+        [one] => one.name.clone(),
+        _ => format!("listener {}", listener.name),
+    }
+}
+
+/// The clusters of a listener, each with its weight.
+fn shares<'c>(config: &'c Config, listener: &Listener) -> Result<Vec<(&'c Cluster, u32)>> {
+    let clusters = listener.clusters.iter().map(|share| Some((config.cluster(&share.name)?, share.weight)));
+    clusters.collect::<Option<_>>().context("a listener's clusters exist")
+}
+
+/// The policy of several clusters in one order: their own if it is the same.
+fn common_policy(shares: &[(&Cluster, u32)]) -> LbPolicy {
+    let first = shares[0].0.lb_policy;
+    if shares.iter().all(|(cluster, _)| cluster.lb_policy == first) { first } else { LbPolicy::Random }
 }
 
 fn policy_number(policy: LbPolicy) -> u32 {
@@ -172,13 +214,14 @@ fn policy_number(policy: LbPolicy) -> u32 {
         LbPolicy::Random => policy::RANDOM,
         LbPolicy::Maglev => policy::MAGLEV,
         LbPolicy::SourceIp => policy::SOURCE_IP,
+        LbPolicy::LeastRequest => policy::LEAST_REQUEST,
     }
 }
 
 /// The slots of a cluster, in the order of its policy, of whatever stands for its backends.
 pub fn slots(policy: LbPolicy, candidates: &[Candidate]) -> Vec<u32> {
     match policy {
-        LbPolicy::RoundRobin | LbPolicy::Random => maglev::order(candidates),
+        LbPolicy::RoundRobin | LbPolicy::Random | LbPolicy::LeastRequest => maglev::order(candidates),
         LbPolicy::Maglev | LbPolicy::SourceIp => maglev::table(candidates),
     }
 }
@@ -205,14 +248,9 @@ pub fn for_clients_of(
     }
 }
 
-fn add_slots(
-    cluster: &Cluster,
-    index: u32,
-    observed: &Observed<'_>,
-    indices: &Indices,
-    contents: &mut Contents,
-) {
-    let candidates: Vec<Candidate> = observed
+/// The endpoints of a cluster that take new connections.
+fn candidates(cluster: &Cluster, index: u32, observed: &Observed<'_>, indices: &Indices) -> Vec<Candidate> {
+    observed
         .endpoints
         .active(&cluster.name)
         .filter_map(|endpoint| {
@@ -222,18 +260,50 @@ fn add_slots(
                 weight: endpoint.weight,
             })
         })
-        .collect();
+        .collect()
+}
+
+/// The slots of the backends of clusters, which share the connections by the weights that stand with them.
+fn add_slots(
+    index: u32,
+    shares: &[(&Cluster, u32, Vec<Candidate>)],
+    policy: LbPolicy,
+    contents: &mut Contents,
+) {
     let is_v6 = |candidate: &Candidate| contents.backends[&candidate.index].flags & backend::V6 != 0;
-    let split = is_split(cluster, candidates.iter().map(is_v6));
+    let split = shares.iter().any(|(cluster, _, candidates)| is_split(cluster, candidates.iter().map(is_v6)));
     let windows: Vec<(u32, Vec<u32>)> = [false, true]
         .into_iter()
         .filter(|&v6| split || !v6)
         .map(|v6| {
-            let of_family = for_clients_of(cluster, &candidates, v6, is_v6);
-            (window(index, v6), slots(cluster.lb_policy, &of_family))
+            let of_family = shares.iter().map(|(cluster, weight, candidates)| {
+                (*weight, for_clients_of(cluster, candidates, v6, is_v6))
+            });
+            (window(index, v6), slots(policy, &mix(of_family.collect())))
         })
         .collect();
     contents.slots.extend(windows);
+}
+
+/// The candidates of all shares, weighted so that each share has its weight, however many it has. A share without any
+/// leaves the connections to the others.
+pub fn mix(shares: Vec<(u32, Vec<Candidate>)>) -> Vec<Candidate> {
+    /// What the weights of a mixture add up to, about.
+    const TOTAL: u64 = 10_000;
+    if shares.len() == 1 {
+        return shares.into_iter().flat_map(|(_, candidates)| candidates).collect();
+    }
+    let used = shares.iter().filter(|(_, candidates)| !candidates.is_empty());
+    let all: u64 = used.map(|(weight, _)| u64::from(*weight)).sum();
+    let mut mixed = Vec::new();
+    for (weight, candidates) in shares {
+        let sum: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
+        mixed.extend(candidates.into_iter().map(|candidate| {
+            let share = TOTAL * u64::from(weight) * u64::from(candidate.weight) / (all * sum);
+            Candidate { weight: share.max(1) as u32, ..candidate }
+        }));
+    }
+    mixed
 }
 
 /// Entries for all endpoints, also those that drain: their flows follow route and neighbour like all others.

@@ -87,10 +87,40 @@ pub struct Discovery {
     started: Instant,
 }
 
+/// The refreshes of a cluster so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RefreshCounts {
+    /// Names that were asked for.
+    pub attempts: u64,
+    /// Names that were answered; NXDOMAIN is an answer.
+    pub answered: u64,
+    pub failed: u64,
+    /// Of the answers those without an address.
+    pub empty: u64,
+    /// Refreshes that changed no endpoint.
+    pub unchanged: u64,
+}
+
 struct Watched {
     state: State,
+    counts: RefreshCounts,
     refresh: Option<(AbortHandle, Instant)>,
     settled: bool,
+}
+
+impl RefreshCounts {
+    fn add(&mut self, answers: &[(usize, HostAnswer)], changed: bool) {
+        for (_, answer) in answers {
+            let families = [&answer.v4, &answer.v6].into_iter().flatten();
+            let failed = families.clone().all(|of| matches!(of, Answer::Failure(_)));
+            let found = families.clone().any(|of| matches!(of, Answer::Records { .. }));
+            self.attempts += 1;
+            self.failed += u64::from(failed);
+            self.answered += u64::from(!failed);
+            self.empty += u64::from(!failed && !found);
+        }
+        self.unchanged += u64::from(!changed);
+    }
 }
 
 impl Discovery {
@@ -189,7 +219,10 @@ impl Discovery {
             None => {
                 let mut state = State::new(settings);
                 let step = state.start(now, known);
-                self.clusters.insert(name.to_owned(), Watched { state, refresh: None, settled: false });
+                self.clusters.insert(
+                    name.to_owned(),
+                    Watched { state, counts: RefreshCounts::default(), refresh: None, settled: false },
+                );
                 step
             }
         };
@@ -243,6 +276,7 @@ impl Discovery {
         let answers = answers.unwrap_or_else(|| watched.state.questions().iter().map(unanswered).collect());
         let step = watched.state.absorb(self.started.elapsed(), &answers, fastrand::f64());
         let first = !std::mem::replace(&mut watched.settled, true);
+        watched.counts.add(&answers, step.endpoints_changed);
         let (wait, save) = (step.wait, step.endpoints_changed);
         self.tell(&name, step, first);
         if save {
@@ -299,6 +333,11 @@ impl Discovery {
                 .map(|(_, at)| at.saturating_duration_since(Instant::now()).as_secs()),
             last_failure: state.last_failure.clone(),
         })
+    }
+
+    /// The refreshes of a cluster so far; `None` if its endpoints are not from DNS.
+    pub fn counts(&self, cluster: &str) -> Option<RefreshCounts> {
+        Some(self.clusters.get(cluster)?.counts)
     }
 
     /// Whether every cluster had its first outcome, an answer or a failure.

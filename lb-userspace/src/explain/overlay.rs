@@ -6,10 +6,12 @@ use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::ptr::NonNull;
 
+use lb_common::event::{self, Event};
 use lb_common::host::HostTables;
 use lb_common::table::{self, FlowSet, SetRef};
 use lb_common::tables::{
-    Backend, MAX_BACKENDS, MAX_NEXT_HOPS, NextHop, Service, ServiceKey, Settings, Step, Window,
+    Active, Backend, MAX_BACKENDS, MAX_NEXT_HOPS, NextHop, Service, ServiceKey, Settings, Step, Window,
+    active_of_cluster,
 };
 use lb_common::work::Work;
 use lb_common::{Address, Flow, Key, Rung, Tables, balance, off_path, open};
@@ -32,6 +34,8 @@ pub(super) trait Source<A: Address> {
     fn snat_port(&self, index: u32) -> Option<u16>;
     fn settings(&self) -> Option<Settings>;
     fn live(&self) -> u64;
+    /// What is open to a backend or, by [`active_of_cluster`], a cluster.
+    fn active(&self, index: u32) -> Active;
 
     /// An entry of an established flow.
     fn established(&self, key: &Key<A>) -> Option<Flow<A>> {
@@ -159,7 +163,26 @@ where
         self.source.live()
     }
 
-    fn count_opened(&self, _backend: u32, _rung: Rung) {}
+    fn count_opened(&self, _backend: u32, _service: u32, _rung: Rung) {}
+
+    fn leave(&self, _backend: u32) {}
+
+    fn active(&self, backend: u32) -> u64 {
+        Active::sum(self.source.active(backend).both)
+    }
+
+    fn is_full(&self, backend: &Backend) -> bool {
+        let Active { both, limit } = self.source.active(active_of_cluster(backend.cluster));
+        limit != 0 && Active::sum(both) >= limit
+    }
+
+    fn count_failed(&self, _backend: u32, _unanswered: bool) {}
+
+    fn emit(&self, _event: &Event<A>) {}
+
+    fn record(&self, kind: u32) -> u32 {
+        event::record(self, kind)
+    }
 
     fn count_closed(&self) {}
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use aya::maps::{Array, MapData, PerCpuArray};
 use lb_common::table::FlowSet;
 use lb_common::tables::{
-    Backend, Live, NextHop, PORTS_A_VALUE, Service, ServiceKey, Settings, Window, names,
+    Active, Backend, Live, NextHop, PORTS_A_VALUE, Service, ServiceKey, Settings, Window, names,
 };
 use lb_common::{Flow, Key};
 
@@ -27,6 +27,7 @@ pub(super) struct PinnedSource<'p, A> {
     snat_ports: Array<MapData, [u16; 4]>,
     settings: Mapped<Settings>,
     live: Mapped<Live>,
+    active: Mapped<Active>,
     /// The first read that failed; the datapath knows only of entries that are not there.
     failed: RefCell<Option<anyhow::Error>>,
 }
@@ -45,6 +46,7 @@ impl<'p, A: Family> PinnedSource<'p, A> {
             snat_ports: maps.typed(names::SNAT_PORTS)?,
             settings: maps.mapped(names::SETTINGS)?,
             live: maps.mapped(names::LIVE)?,
+            active: maps.mapped(names::ACTIVE)?,
             failed: RefCell::new(None),
         })
     }
@@ -128,6 +130,10 @@ impl<A: Family> Source<A> for PinnedSource<'_, A> {
 
     fn settings(&self) -> Option<Settings> {
         get(&self.settings, 0)
+    }
+
+    fn active(&self, index: u32) -> Active {
+        get(&self.active, index).unwrap_or_default()
     }
 
     fn live(&self) -> u64 {

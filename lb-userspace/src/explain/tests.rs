@@ -1,6 +1,8 @@
 use lb_common::host::HostTables;
 use lb_common::table::{self, FlowSet};
-use lb_common::tables::{Backend, NextHop, Service, ServiceKey, Settings, Window, backend, hop, service};
+use lb_common::tables::{
+    Active, Backend, NextHop, Service, ServiceKey, Settings, Window, backend, hop, service,
+};
 use lb_common::tcp::flags;
 use lb_common::{Flow, Reason, Tables};
 
@@ -54,6 +56,9 @@ impl Source<V4> for Copies<'_> {
     }
     fn live(&self) -> u64 {
         Tables::<V4>::live(self.0)
+    }
+    fn active(&self, index: u32) -> Active {
+        self.0.active_at(index)
     }
 }
 

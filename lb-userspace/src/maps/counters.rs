@@ -1,9 +1,13 @@
-//! SETTINGS, LIVE, REASONS.
+//! SETTINGS, LIVE, EVENTS, REASONS.
 
-use anyhow::Result;
+use std::os::fd::AsFd;
+
+use anyhow::{Context as _, Result};
+use aya::maps::MapData;
 use lb_common::reason::Fate;
-use lb_common::tables::{Live, Settings, names, reason_index};
+use lb_common::tables::{EVENT_BYTES, Live, Settings, names, reason_index};
 use lb_common::{Reason, Rung, V4, V6};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use serde::Serialize;
 
 use super::read::Family;
@@ -31,17 +35,62 @@ struct LiveRow {
     closed: u64,
     /// Those in the table now, the ones whose port is at rest included.
     live: u64,
+    /// What became of connections, untold since the ring was full.
+    events_lost: u64,
 }
 
 pub(super) fn live(context: &Context<'_>, json: bool) -> Result<String> {
     let counters = context.maps.mapped::<Live>(names::LIVE)?;
     let rows = [(V4::NAME, V4::INDEX), (V6::NAME, V6::INDEX)].map(|(family, index)| {
-        let Live { opened, closed } = counters.get(index);
-        LiveRow { family, opened, closed, live: opened.wrapping_sub(closed) }
+        let Live { opened, closed, lost } = counters.get(index);
+        LiveRow { family, opened, closed, live: opened.wrapping_sub(closed), events_lost: lost }
     });
-    render(&rows, json, [left("FAMILY"), right("OPENED"), right("CLOSED"), right("LIVE")], |row| {
-        [row.family.into(), row.opened.to_string(), row.closed.to_string(), row.live.to_string()]
+    let columns = [left("FAMILY"), right("OPENED"), right("CLOSED"), right("LIVE"), right("EVENTS LOST")];
+    render(&rows, json, columns, |row| {
+        [
+            row.family.into(),
+            row.opened.to_string(),
+            row.closed.to_string(),
+            row.live.to_string(),
+            row.events_lost.to_string(),
+        ]
     })
+}
+
+#[derive(Serialize)]
+struct EventsRow {
+    capacity_bytes: u32,
+    waiting_bytes: u64,
+}
+
+pub(super) fn events(context: &Context<'_>, json: bool) -> Result<String> {
+    let rows = [EventsRow { capacity_bytes: EVENT_BYTES, waiting_bytes: waiting_events(context)? }];
+    render(&rows, json, [right("CAPACITY"), right("WAITING")], |row| {
+        [row.capacity_bytes.to_string(), row.waiting_bytes.to_string()]
+    })
+}
+
+/// Bytes of the ring that the agent has not read yet.
+pub(super) fn waiting_events(context: &Context<'_>) -> Result<u64> {
+    let map = context.maps.data(names::EVENTS)?;
+    // The reader's position begins the first page, the writers' the second (kernel, Documentation/bpf/ringbuf.rst).
+    Ok(position(&map, 1)?.wrapping_sub(position(&map, 0)?))
+}
+
+/// The first word of a page of a ring.
+fn position(map: &MapData, page: u64) -> Result<u64> {
+    let bytes = rustix::param::page_size();
+    // SAFETY: a new mapping at a place of the kernel's choice.
+    let at = unsafe {
+        let (protection, flags) = (ProtFlags::READ, MapFlags::SHARED);
+        mmap(std::ptr::null_mut(), bytes, protection, flags, map.fd().as_fd(), page * bytes as u64)
+    }
+    .context("mapping a ring")?;
+    // SAFETY: inside the mapping, which is a page; others write to it meanwhile.
+    let position = unsafe { at.cast::<u64>().read_volatile() };
+    // SAFETY: the mapping made above, to which there is no reference.
+    unsafe { munmap(at, bytes) }.context("unmapping a ring")?;
+    Ok(position)
 }
 
 /// What becomes of a packet, in one word.

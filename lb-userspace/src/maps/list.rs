@@ -4,12 +4,13 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, MapType};
-use lb_common::tables::{Live, Opened, hop, names};
+use lb_common::event::Event;
+use lb_common::tables::{Failed, Live, Opened, hop, names};
 use lb_common::{V4, V6};
 use serde::Serialize;
 
 use super::read::{Family, PinnedMaps};
-use super::{Context, Description, MAPS, View, next_hops, render, services, targets};
+use super::{Context, Description, MAPS, View, counters, next_hops, render, services, targets};
 use crate::table::{bytes, left, or_dash, right};
 
 #[derive(Serialize)]
@@ -77,6 +78,7 @@ fn kind_name(kind: MapType) -> &'static str {
         MapType::Array => "array",
         MapType::PerCpuArray => "percpu_array",
         MapType::DevMapHash => "devmap_hash",
+        MapType::RingBuf => "ringbuf",
         _ => "other",
     }
 }
@@ -106,6 +108,18 @@ fn entries(context: &Context<'_>, map: &Description) -> Result<u64> {
             maps.per_cpu::<Opened>(names::OPENED)?.iter().filter(|by_cpu| by_cpu.iter().any(used)).count()
                 as u64
         }
+        View::Served => {
+            let used = |opened: &Opened| opened.xdp + opened.tc > 0;
+            maps.per_cpu::<Opened>(names::SERVED)?.iter().filter(|by_cpu| by_cpu.iter().any(used)).count()
+                as u64
+        }
+        View::Failed => {
+            let used = |failed: &Failed| failed.refused + failed.unanswered > 0;
+            maps.per_cpu::<Failed>(names::FAILED)?.iter().filter(|by_cpu| by_cpu.iter().any(used)).count()
+                as u64
+        }
+        View::Active => targets::active_entries(context)?.len() as u64,
+        View::Events => counters::waiting_events(context)? / size_of::<Event<V4>>() as u64,
         View::NextHops => {
             let hops = &context.hops;
             (1..hops.len()).filter(|index| hops.get(*index).flags & hop::USED != 0).count() as u64

@@ -16,7 +16,7 @@ use crate::datapath::bpffs;
 use crate::datapath::contents::Step;
 use crate::datapath::kernel::Kernel;
 use crate::datapath::object;
-use crate::datapath::sweep::{IdleTimeouts, Moved};
+use crate::datapath::sweep::{Limits, Moved};
 use crate::explain::{Names, Packet, Protocol, explain};
 use crate::flows::FlowFilter;
 use crate::listing::{Listing, Tables};
@@ -40,7 +40,11 @@ fn fill(kernel: &mut Kernel, pins: &Pins, host: &HostTables) {
         Step::Route4((address("10.0.0.0"), 24), Some(1)),
         Step::SnatAddress(0, host.snat_addresses[0]),
         Step::SnatPorts(host.snat_ports.clone()),
-        Step::Settings(Settings { max_flows: 1000, snat_ports: host.snat_ports.len() as u32, seed: 0 }),
+        Step::Settings(Settings {
+            max_flows: 1000,
+            snat_ports: host.snat_ports.len() as u32,
+            ..Settings::default()
+        }),
         Step::Service4(service, Some(host.v4.services[&service])),
     ];
     for (index, hop) in host.next_hops.iter().enumerate().skip(1) {
@@ -188,7 +192,7 @@ fn entries_are_found_listed_and_swept() {
     drop(look);
 
     let moved = Moved { hops: &BTreeMap::new(), route: &|_| None };
-    kernel.sweep(&IdleTimeouts::new(), &moved).unwrap();
+    kernel.sweep(&Limits::default(), &moved, &mut |_, _| ()).unwrap();
     let left: BTreeSet<_> = kernel.v4.flows.entries().unwrap().iter().map(|flow| flow.word).collect();
     let wanted: BTreeSet<_> = live.iter().chain([&half_silent, &reverse]).map(|flow| flow.word).collect();
     assert_eq!(left, wanted);

@@ -21,6 +21,7 @@ pub(crate) fn policy_name(policy: u32) -> &'static str {
         policy::RANDOM => "random",
         policy::MAGLEV => "maglev",
         policy::SOURCE_IP => "source_ip",
+        policy::LEAST_REQUEST => "least_request",
         _ => "unknown",
     }
 }

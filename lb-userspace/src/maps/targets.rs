@@ -1,9 +1,11 @@
-//! BACKENDS, OPENED, SNAT_ADDRESSES, SNAT_PORTS: where connections go to, and from which addresses of ours.
+//! BACKENDS, OPENED, SERVED, FAILED, ACTIVE, SNAT_ADDRESSES, SNAT_PORTS: where connections go to, and from which addresses of ours.
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
-use lb_common::tables::{Backend, Opened, PORTS_A_VALUE, Settings, backend, names};
+use lb_common::tables::{
+    Active, Backend, Failed, MAX_BACKENDS, Opened, PORTS_A_VALUE, Settings, backend, names,
+};
 use serde::Serialize;
 
 use super::{Context, address_of_words, backend_address, ranges, render};
@@ -100,6 +102,113 @@ pub(super) fn opened(context: &Context<'_>, json: bool) -> Result<String> {
     let columns = [right("BACKEND"), left("ADDRESS"), right("XDP"), right("TC")];
     render(&rows, json, columns, |row| {
         [row.backend.to_string(), or_dash(row.address), row.xdp.to_string(), row.tc.to_string()]
+    })
+}
+
+#[derive(Serialize)]
+struct ServedRow {
+    service: u32,
+    xdp: u64,
+    tc: u64,
+}
+
+pub(super) fn served(context: &Context<'_>, json: bool) -> Result<String> {
+    let rows: Vec<ServedRow> = context
+        .maps
+        .per_cpu::<Opened>(names::SERVED)?
+        .iter()
+        .enumerate()
+        .map(|(service, by_cpu)| ServedRow {
+            service: service as u32,
+            xdp: by_cpu.iter().map(|opened| opened.xdp).sum(),
+            tc: by_cpu.iter().map(|opened| opened.tc).sum(),
+        })
+        .filter(|row| row.xdp + row.tc > 0)
+        .collect();
+    render(&rows, json, [right("SERVICE"), right("XDP"), right("TC")], |row| {
+        [row.service.to_string(), row.xdp.to_string(), row.tc.to_string()]
+    })
+}
+
+#[derive(Serialize)]
+struct FailedRow {
+    backend: u32,
+    address: Option<SocketAddr>,
+    refused: u64,
+    unanswered: u64,
+}
+
+pub(super) fn failed(context: &Context<'_>, json: bool) -> Result<String> {
+    let rows: Vec<FailedRow> = context
+        .maps
+        .per_cpu::<Failed>(names::FAILED)?
+        .iter()
+        .enumerate()
+        .map(|(backend, by_cpu)| FailedRow {
+            backend: backend as u32,
+            address: context.backend_address(backend as u32),
+            refused: by_cpu.iter().map(|failed| failed.refused).sum(),
+            unanswered: by_cpu.iter().map(|failed| failed.unanswered).sum(),
+        })
+        .filter(|row| row.refused + row.unanswered > 0)
+        .collect();
+    let columns = [right("BACKEND"), left("ADDRESS"), right("REFUSED"), right("UNANSWERED")];
+    render(&rows, json, columns, |row| {
+        [row.backend.to_string(), or_dash(row.address), row.refused.to_string(), row.unanswered.to_string()]
+    })
+}
+
+#[derive(Serialize)]
+struct ActiveRow {
+    /// Of a backend, or else a cluster's.
+    backend: Option<u32>,
+    address: Option<SocketAddr>,
+    cluster: Option<u32>,
+    kernel: u32,
+    proxied: u32,
+    /// Of a cluster: how many there may be.
+    limit: Option<u64>,
+}
+
+/// The entries that are in use, by index.
+pub(super) fn active_entries(context: &Context<'_>) -> Result<Vec<(u32, Active)>> {
+    let active = context.maps.mapped::<Active>(names::ACTIVE)?;
+    let all = (0..active.len()).map(|index| (index, active.get(index)));
+    Ok(all.filter(|(_, active)| active.both != 0 || active.limit != 0).collect())
+}
+
+pub(super) fn active(context: &Context<'_>, json: bool) -> Result<String> {
+    let rows: Vec<ActiveRow> = active_entries(context)?
+        .into_iter()
+        .map(|(index, active)| {
+            let backend = Some(index).filter(|&index| index < MAX_BACKENDS);
+            ActiveRow {
+                backend,
+                address: backend.and_then(|backend| context.backend_address(backend)),
+                cluster: index.checked_sub(MAX_BACKENDS),
+                kernel: active.both as u32,
+                proxied: (active.both >> 32) as u32,
+                limit: Some(active.limit).filter(|&limit| limit != 0),
+            }
+        })
+        .collect();
+    let columns = [
+        right("BACKEND"),
+        left("ADDRESS"),
+        right("CLUSTER"),
+        right("KERNEL"),
+        right("PROXIED"),
+        right("LIMIT"),
+    ];
+    render(&rows, json, columns, |row| {
+        [
+            or_dash(row.backend),
+            or_dash(row.address),
+            or_dash(row.cluster),
+            row.kernel.to_string(),
+            row.proxied.to_string(),
+            or_dash(row.limit),
+        ]
     })
 }
 

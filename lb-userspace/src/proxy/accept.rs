@@ -53,7 +53,7 @@ impl Listening {
         let listener = Arc::clone(self.acceptor.listener().as_ref()?);
         let address = self.acceptor.socket.local_addr().unwrap_or(listener.address);
         let counts = self.acceptor.tally.listener.snapshot();
-        Some(ListenerStats { name: listener.name.clone(), address, counts })
+        Some(ListenerStats { name: Arc::clone(&listener.name), address, counts })
     }
 }
 
@@ -132,7 +132,7 @@ impl Acceptor {
     }
 
     fn admit(&self, stream: TcpStream, client: SocketAddr, listener: &Arc<ProxyListener>) -> io::Result<()> {
-        let flow = self.tally.shared.flows.open(client, stream.local_addr()?, &self.tally.shared);
+        let flow = self.tally.shared.flows.open(client, stream.local_addr()?, listener, &self.tally.shared);
         self.tally.count(Counter::Accepted);
         self.runtime.spawn(serve(flow, Arc::clone(listener), self.tally.clone(), stream));
         Ok(())

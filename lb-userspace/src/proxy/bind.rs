@@ -38,7 +38,7 @@ impl BindError {
     }
 
     fn new(listener: &ProxyListener, reason: BindReason) -> Self {
-        Self { listener: listener.name.clone(), address: listener.address, reason }
+        Self { listener: listener.name.to_string(), address: listener.address, reason }
     }
 }
 

@@ -9,39 +9,102 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::ProxyListener;
-use super::backend::{Active, Backend};
+use super::backend::{Admitted, Backend, Balancer, Connected, Connecting};
 use super::flows::{Flow, OpenFlow, Upstream};
 use super::relay::{End, errored, relay};
 use super::stats::{Counter, Tally};
+use crate::access_log::{Close, Flags, Kind, Record, reason};
 
 /// `flow` comes first to be dropped last: a connection that is not open any more has no socket either.
 pub(super) async fn serve(flow: OpenFlow, listener: Arc<ProxyListener>, tally: Tally, client: TcpStream) {
+    let observer = Arc::clone(&tally.shared.observer);
+    observer.tell(&flow.record(Kind::Start));
+    let (counter, describe) = carry(&flow, &listener, &tally, client).await;
+    tally.count(counter);
+    let mut record = flow.record(Kind::End);
+    describe(&mut record);
+    observer.tell(&record);
+}
+
+/// Adds to a record how its connection ended.
+type Describe = fn(&mut Record);
+
+/// Carries a connection to its end, and closes it: what that was.
+async fn carry(
+    flow: &Flow,
+    listener: &ProxyListener,
+    tally: &Tally,
+    client: TcpStream,
+) -> (Counter, Describe) {
     let connected = tokio::select! {
         // Apart from the relay, since an idle connection should not keep room for it.
-        connected = Box::pin(connect(&flow, &listener, &tally)) => connected,
-        () = errored(&client) => Err(Counter::ClientGone),
+        connected = Box::pin(connect(flow, listener, tally)) => connected,
+        () = errored(&client) => Err((Counter::ClientGone, client_reset as Describe)),
     };
-    let (backend, _active) = match connected {
+    let Upward { stream: backend, .. } = &match connected {
         Ok(connected) => connected,
         Err(why) => {
-            tally.count(why);
-            return reset(&client);
+            flow.settled();
+            reset(&client);
+            return why;
         }
     };
     no_delay(&client);
-
-    let end = relay(&client, &backend, &flow, listener.idle_timeout, &tally).await;
-    match end {
-        End::Closed | End::Idle => {}
-        End::ClientReset => reset(&backend),
-        End::BackendReset => reset(&client),
+    tally.shared.observer.tell(&flow.record(Kind::Connected));
+    match relay(&client, backend, flow, listener, tally).await {
+        End::Closed { backend_last: false } => (Counter::Closed, |_| {}),
+        End::Closed { backend_last: true } => (Counter::Closed, |record| record.backend_last = true),
+        End::Idle => {
+            reset(&client);
+            reset(backend);
+            (Counter::IdleTimeout, |record| record.local_close = Some(reason::IDLE_TIMEOUT))
+        }
+        End::TooLong => {
+            reset(&client);
+            reset(backend);
+            (Counter::MaxDuration, |record| {
+                record.flags = Flags::DT;
+                record.local_close = Some(reason::MAX_DURATION);
+            })
+        }
+        End::ClientReset => {
+            reset(backend);
+            (Counter::ClientReset, client_reset)
+        }
+        End::BackendReset => {
+            reset(&client);
+            (Counter::BackendReset, |record| {
+                record.flags = Flags::UR;
+                record.backend_last = true;
+                record.downstream_close = Close::LocalReset;
+                record.upstream_close = Close::RemoteReset;
+            })
+        }
     }
-    tally.count(match end {
-        End::Closed => Counter::Closed,
-        End::Idle => Counter::IdleTimeout,
-        End::ClientReset => Counter::ClientReset,
-        End::BackendReset => Counter::BackendReset,
-    });
+}
+
+fn client_reset(record: &mut Record) {
+    record.downstream_close = Close::RemoteReset;
+}
+
+/// A connection to a backend. The socket comes first to be dropped first.
+struct Upward {
+    stream: TcpStream,
+    _connected: Connected,
+    _admitted: Admitted,
+}
+
+/// One of the listener's clusters, by weight.
+fn choose(listener: &ProxyListener) -> Option<&Arc<dyn Balancer>> {
+    let all: u64 = listener.clusters.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let mut at = fastrand::u64(..all.max(1));
+    listener.clusters.iter().find_map(|(cluster, weight)| match at.checked_sub((*weight).into()) {
+        Some(left) => {
+            at = left;
+            None
+        }
+        None => Some(cluster),
+    })
 }
 
 /// A connection to a backend, or why there is none.
@@ -49,31 +112,66 @@ async fn connect(
     flow: &Flow,
     listener: &ProxyListener,
     tally: &Tally,
-) -> Result<(TcpStream, Active), Counter> {
-    let balancer = &listener.balancer;
-    let mut failure = Counter::NoBackend;
-    for attempt in 0..balancer.connect_attempts().max(1) {
-        let Some(backend) = balancer.pick(flow.client, flow.vip, attempt) else { break };
-        match connect_to(&backend, balancer.connect_timeout()).await {
+) -> Result<Upward, (Counter, Describe)> {
+    let no_cluster: Describe = |record| {
+        record.flags = Flags::NC;
+        record.local_close = Some(reason::NO_CLUSTER);
+    };
+    let Some(cluster) = choose(listener) else { return Err((Counter::NoBackend, no_cluster)) };
+    flow.routed(cluster.name());
+    let mut failure: (Counter, Describe) = (Counter::NoBackend, |record| {
+        record.flags = Flags::UH;
+        record.local_close = Some(reason::NO_HEALTHY_UPSTREAM);
+    });
+    let Some(first) = cluster.pick(flow.client, flow.vip, 0) else { return Err(failure) };
+    let Some(admitted) = Admitted::new(cluster) else {
+        return Err((Counter::Overflow, |record| {
+            record.flags = Flags::UO;
+            record.local_close = Some(reason::OVERFLOW);
+        }));
+    };
+    let mut next = Some(first);
+    for attempt in 1..=listener.connect_attempts.unwrap_or(cluster.connect_attempts()).max(1) {
+        let Some(backend) = next.take().or_else(|| cluster.pick(flow.client, flow.vip, attempt - 1)) else {
+            break;
+        };
+        flow.trying(backend.address);
+        match connect_to(&backend, cluster.connect_timeout()).await {
             Ok((stream, upstream)) => {
                 flow.established(upstream);
-                return Ok((stream, Active::new(backend)));
+                return Ok(Upward { stream, _connected: Connected::new(backend), _admitted: admitted });
             }
             Err(why) => {
                 tally.count(why);
                 // What failed on this node says nothing about the backend.
                 if why != Counter::ConnectError {
-                    backend.stats.failed();
+                    backend.stats.failed(why == Counter::ConnectTimeout);
                 }
-                failure = Counter::ConnectFailed;
+                failure = (
+                    Counter::ConnectFailed,
+                    match why {
+                        Counter::ConnectRefused => |record| failed(record, Some(reason::REFUSED)),
+                        Counter::ConnectUnreachable => {
+                            |record| failed(record, Some(reason::NO_ROUTE_TO_HOST))
+                        }
+                        _ => |record| failed(record, None),
+                    },
+                );
             }
         }
     }
     Err(failure)
 }
 
+fn failed(record: &mut Record, why: Option<&'static str>) {
+    record.flags = Flags::UF | Flags::URX;
+    record.failure = why;
+    record.local_close = Some(reason::CONNECT_FAILED);
+}
+
 async fn connect_to(backend: &Backend, limit: Duration) -> Result<(TcpStream, Upstream), Counter> {
     let address = backend.address;
+    let _connecting = Connecting::new(backend);
     let connected =
         timeout(limit, TcpStream::connect(address)).await.unwrap_or_else(|elapsed| Err(elapsed.into()));
     connected

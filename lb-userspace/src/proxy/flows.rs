@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use super::Shared;
+use super::{ProxyListener, Shared};
+use crate::access_log::{Close, Flags, Kind, Record, Rung};
 
 /// An open connection at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +51,17 @@ pub(super) struct Flow {
     pub(super) vip: SocketAddr,
     pub(super) bytes_in: AtomicU64,
     pub(super) bytes_out: AtomicU64,
+    id: u64,
+    listener: Arc<ProxyListener>,
+    /// By the node's clock.
+    began: SystemTime,
     started: Instant,
+    /// The cluster, once it is chosen.
+    cluster: OnceLock<Arc<str>>,
+    /// Backends that were tried so far.
+    tried: Mutex<Vec<SocketAddr>>,
+    /// When a backend was connected, or the last attempt given up.
+    settled: OnceLock<Duration>,
     upstream: OnceLock<Upstream>,
     closing: AtomicBool,
     /// When a byte last moved, in nanoseconds since `started`.
@@ -64,10 +75,65 @@ impl Flow {
         self.moved.store(self.started.elapsed().as_nanos() as u64, Relaxed);
     }
 
+    /// It goes to that cluster.
+    pub(super) fn routed(&self, cluster: Arc<str>) {
+        self.cluster.get_or_init(|| cluster);
+    }
+
+    /// That backend is being connected to.
+    pub(super) fn trying(&self, backend: SocketAddr) {
+        self.tried().push(backend);
+    }
+
+    /// No more attempts.
+    pub(super) fn settled(&self) {
+        self.settled.get_or_init(|| self.started.elapsed());
+    }
+
+    fn tried(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.tried.lock().expect("no holder panics")
+    }
+
     /// From now on it is established, and idle for as long as no byte moves.
     pub(super) fn established(&self, upstream: Upstream) {
+        self.settled();
         self.moved.store(self.started.elapsed().as_nanos() as u64, Relaxed);
         self.upstream.get_or_init(|| upstream);
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// What is known of it now; the caller says how it ended.
+    pub(super) fn record(&self, kind: Kind) -> Record {
+        let mut earlier = self.tried().clone();
+        let last = earlier.pop();
+        Record {
+            kind,
+            id: self.id,
+            start: self.began,
+            duration: self.started.elapsed(),
+            connect: self.settled.get().copied(),
+            bytes_in: self.bytes_in.load(Relaxed),
+            bytes_out: self.bytes_out.load(Relaxed),
+            client: self.client,
+            local: self.vip,
+            upstream_local: self.upstream.get().map(|upstream| upstream.snat),
+            upstream: last,
+            attempts: earlier.len() as u32 + u32::from(last.is_some()),
+            earlier,
+            listener: Arc::clone(&self.listener.name),
+            cluster: self.cluster.get().cloned(),
+            flags: Flags::NONE,
+            termination: None,
+            failure: None,
+            local_close: None,
+            backend_last: false,
+            downstream_close: Close::default(),
+            upstream_close: Close::default(),
+            rung: Rung::Proxy,
+        }
     }
 
     pub(super) fn closing(&self) {
@@ -112,20 +178,32 @@ struct Slots {
 
 impl FlowTable {
     /// Enters a connection; it is open until the result is dropped.
-    pub(super) fn open(&self, client: SocketAddr, vip: SocketAddr, shared: &Arc<Shared>) -> OpenFlow {
+    pub(super) fn open(
+        &self,
+        client: SocketAddr,
+        vip: SocketAddr,
+        listener: &Arc<ProxyListener>,
+        shared: &Arc<Shared>,
+    ) -> OpenFlow {
+        let mut slots = self.slots();
+        let id = slots.next;
+        slots.next += 1;
         let flow = Arc::new(Flow {
             client,
             vip,
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            id,
+            listener: Arc::clone(listener),
+            began: SystemTime::now(),
             started: Instant::now(),
+            cluster: OnceLock::new(),
+            tried: Mutex::default(),
+            settled: OnceLock::new(),
             upstream: OnceLock::new(),
             closing: AtomicBool::new(false),
             moved: AtomicU64::new(0),
         });
-        let mut slots = self.slots();
-        let id = slots.next;
-        slots.next += 1;
         slots.flows.insert(id, Arc::clone(&flow));
         OpenFlow { flow, id, shared: Arc::clone(shared) }
     }
@@ -136,6 +214,10 @@ impl FlowTable {
 
     pub(super) fn snapshot(&self) -> Vec<ProxiedFlow> {
         self.slots().flows.values().map(|flow| flow.snapshot()).collect()
+    }
+
+    pub(super) fn records(&self) -> Vec<Record> {
+        self.slots().flows.values().map(|flow| flow.record(Kind::Periodic)).collect()
     }
 
     pub(super) async fn drained(&self) {

@@ -4,7 +4,7 @@
 //! accepted, a backend is chosen and connected to ([`Balancer`]; another one on failure, while attempts
 //! remain), and bytes are moved by splice(2) without a copy through this process. What TCP says at one end is
 //! said at the other: a FIN is passed on alone, the other direction goes on; a reset becomes a reset. A client
-//! for whom no backend can be had is reset.
+//! for whom no backend can be had is reset, and so are both ends of a connection that has been idle or open for too long.
 //!
 //! An idle connection costs two descriptors; the two of a pipe come on top of it for a direction that is
 //! moving bytes just then. The caller raises `RLIMIT_NOFILE`. It also leaves `SIGPIPE` ignored, as Rust's
@@ -27,11 +27,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-pub use backend::{Backend, BackendStats, Balancer};
+pub use backend::{Backend, BackendStats, BackendTotals, Balancer};
 pub use bind::{BindError, BindReason};
 pub use flows::{FlowState, ProxiedFlow, Upstream};
 pub use stats::{Counter, Counts, ListenerStats};
 
+use crate::access_log::Record;
 use accept::Listening;
 use bind::bind;
 use flows::FlowTable;
@@ -41,12 +42,28 @@ use stats::Counters;
 /// One address to listen on, and what becomes of its connections.
 #[derive(Clone)]
 pub struct ProxyListener {
-    pub name: String,
+    pub name: Arc<str>,
     /// An unspecified address means every address of the node, of that family alone.
     pub address: SocketAddr,
     /// Closes a connection on which no byte has moved, either way, for this long; `None`: never.
     pub idle_timeout: Option<Duration>,
-    pub balancer: Arc<dyn Balancer>,
+    /// Ends a connection that is this old; `None`: never.
+    pub max_connection_duration: Option<Duration>,
+    /// Instead of [`Balancer::connect_attempts`].
+    pub connect_attempts: Option<u32>,
+    /// Clusters and their weights: a connection goes to one of them.
+    pub clusters: Vec<(Arc<dyn Balancer>, u32)>,
+}
+
+/// Is told of each connection, when it begins, when a backend is connected, and when it ends. Called by the connections'
+/// tasks, so it must not block.
+pub trait Observer: Send + Sync + 'static {
+    fn tell(&self, record: &Record);
+}
+
+/// Nobody wants to know.
+impl Observer for () {
+    fn tell(&self, _record: &Record) {}
 }
 
 impl fmt::Debug for ProxyListener {
@@ -66,24 +83,24 @@ pub struct Proxy {
 }
 
 /// What all connections have in common.
-#[derive(Default)]
 struct Shared {
+    observer: Arc<dyn Observer>,
     flows: FlowTable,
     pipes: PipePool,
     /// Since the start, over all listeners, also those that are gone.
     counters: Counters,
 }
 
-impl Default for Proxy {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Proxy {
     /// A proxy that listens nowhere yet.
-    pub fn new() -> Self {
-        Self { shared: Arc::default(), listening: Mutex::default() }
+    pub fn new(observer: Arc<dyn Observer>) -> Self {
+        let shared = Shared {
+            observer,
+            flows: FlowTable::default(),
+            pipes: PipePool::default(),
+            counters: Counters::default(),
+        };
+        Self { shared: Arc::new(shared), listening: Mutex::default() }
     }
 
     /// Makes the set of listening sockets equal to `listeners`.
@@ -143,6 +160,11 @@ impl Proxy {
     /// The open connections, in no particular order.
     pub fn flows(&self) -> Vec<ProxiedFlow> {
         self.shared.flows.snapshot()
+    }
+
+    /// The open connections as they are now, for lines of the access log in between.
+    pub fn records(&self) -> Vec<Record> {
+        self.shared.flows.records()
     }
 
     /// What has happened since the start, over all listeners.

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
+use super::ProxyListener;
 use super::flows::Flow;
 use super::pipe::Lease;
 use super::stats::{Counter, Tally};
@@ -27,26 +28,32 @@ const PIPE_RETRY: Duration = Duration::from_millis(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// Both FINs were passed on, after all the bytes before them.
-    Closed,
+    Closed {
+        backend_last: bool,
+    },
     Idle,
+    /// It has been open for as long as it may.
+    TooLong,
     ClientReset,
     BackendReset,
 }
 
-/// Runs until the connection has ended. Half-closed connections are subject to `idle_timeout` as well.
+/// Runs until the connection has ended, also half-closed, or until it has reached one of the listener's limits.
 pub(super) async fn relay(
     client: &TcpStream,
     backend: &TcpStream,
     flow: &Flow,
-    idle_timeout: Option<Duration>,
+    limits: &ProxyListener,
     tally: &Tally,
 ) -> End {
     let mut inward = pin!(pump(client, backend, flow, &flow.bytes_in, tally));
     let mut outward = pin!(pump(backend, client, flow, &flow.bytes_out, tally));
-    let mut idle = pin!(idle(flow, idle_timeout));
+    let mut idle = pin!(idle(flow, limits.idle_timeout));
+    let mut too_long = pin!(too_long(flow, limits.max_connection_duration));
     let (mut inward_ended, mut outward_ended) = (false, false);
     // Set when an end turned out broken on a write: what it had sent before is still to be delivered.
     let mut broken = None;
+    let mut backend_last = false;
 
     while !(inward_ended && outward_ended) {
         let (result, to, reset_from, reset_to) = tokio::select! {
@@ -56,11 +63,13 @@ pub(super) async fn relay(
             }
             result = &mut outward, if !outward_ended => {
                 outward_ended = true;
+                backend_last = inward_ended;
                 (result, client, End::BackendReset, End::ClientReset)
             }
             // Nobody reads from an end that has sent its FIN, but it can be reset all the same.
             () = errored(client), if inward_ended && broken.is_none() => return End::ClientReset,
             () = errored(backend), if outward_ended && broken.is_none() => return End::BackendReset,
+            () = &mut too_long => return broken.unwrap_or(End::TooLong),
             () = &mut idle => return broken.unwrap_or(End::Idle),
         };
         flow.closing();
@@ -73,7 +82,7 @@ pub(super) async fn relay(
             }
         }
     }
-    broken.unwrap_or(End::Closed)
+    broken.unwrap_or(End::Closed { backend_last })
 }
 
 /// Which socket of a direction has failed.
@@ -138,6 +147,13 @@ fn pass_fin_on(to: &TcpStream) {
 pub(super) async fn errored(socket: &TcpStream) {
     // It has no error of its own but the runtime's shutdown.
     drop(socket.ready(Interest::ERROR).await);
+}
+
+async fn too_long(flow: &Flow, limit: Option<Duration>) {
+    match limit {
+        Some(limit) => sleep(limit.saturating_sub(flow.age())).await,
+        None => pending().await,
+    }
 }
 
 async fn idle(flow: &Flow, timeout: Option<Duration>) {

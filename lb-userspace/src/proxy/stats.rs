@@ -18,7 +18,11 @@ pub enum Counter {
     ClientReset,
     /// The backend has reset an established connection, or has vanished; so the client's was reset.
     BackendReset,
-    /// Closed since no byte has moved for the listener's idle timeout.
+    /// Reset since it was open for the listener's longest time.
+    MaxDuration,
+    /// The client was reset: the cluster had as many connections as it may have.
+    Overflow,
+    /// Reset since no byte has moved for the listener's idle timeout.
     IdleTimeout,
     /// The client has reset the connection before a backend was connected.
     ClientGone,
@@ -37,12 +41,14 @@ pub enum Counter {
 }
 
 impl Counter {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Accepted,
         Self::AcceptError,
         Self::Closed,
         Self::ClientReset,
         Self::BackendReset,
+        Self::MaxDuration,
+        Self::Overflow,
         Self::IdleTimeout,
         Self::ClientGone,
         Self::NoBackend,
@@ -61,6 +67,8 @@ impl Counter {
             Self::Closed => "closed",
             Self::ClientReset => "client_reset",
             Self::BackendReset => "backend_reset",
+            Self::MaxDuration => "max_duration",
+            Self::Overflow => "overflow",
             Self::IdleTimeout => "idle_timeout",
             Self::ClientGone => "client_gone",
             Self::NoBackend => "no_backend",
@@ -100,7 +108,7 @@ impl Counts {
 /// One listener's counts.
 #[derive(Clone, Debug)]
 pub struct ListenerStats {
-    pub name: String,
+    pub name: Arc<str>,
     /// The socket's: where port 0 was asked for, the port that the kernel chose.
     pub address: SocketAddr,
     pub counts: Counts,

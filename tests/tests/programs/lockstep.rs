@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::host::{Frame, HostTables, Result as HostResult, run};
+use lb_common::host::{FamilyTables, Frame, HostTables, Result as HostResult, run};
 use lb_common::host_packets::PacketBuilder;
 use lb_common::parse::parse_link;
 use lb_common::reason::Fate;
@@ -131,6 +131,12 @@ impl Lockstep {
         let live = maps::live(&self.bed.ebpf).expect("a readable map");
         let live = live.map(|live| live.opened.wrapping_sub(live.closed));
         assert_eq!(live, [Tables::<V4>::live(host), Tables::<V6>::live(host)], "flows that are counted");
+        let active = host.active.lock().expect("no panic while locked");
+        let active = active.iter().filter(|(_, active)| active.both != 0);
+        let active: BTreeMap<u32, u64> = active.map(|(index, active)| (*index, active.both)).collect();
+        assert_eq!(maps::active(ebpf).expect("a readable map"), active, "open connections");
+        let told = [kinds(&host.v4), kinds(&host.v6)];
+        assert_eq!(maps::events(ebpf).expect("a readable map"), told, "what the agent is told");
         let differences = [v4, v6].concat();
         assert!(
             differences.is_empty(),
@@ -199,6 +205,12 @@ impl Agreed {
         assert!(self.sent.is_some(), "nobody gets the frame: {:?}", self.reason);
         answer_to(&self.frame)
     }
+}
+
+/// What the agent was told since the last call.
+fn kinds<A>(of: &FamilyTables<A>) -> Vec<(u32, u32)> {
+    let told = std::mem::take(&mut *of.events.lock().expect("no panic while locked"));
+    told.iter().map(|event| (event.kind, event.by)).collect()
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

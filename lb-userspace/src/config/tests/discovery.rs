@@ -33,6 +33,7 @@ fn a_host_alone_has_the_defaults() {
         failure_backoff: Backoff { base: S * 5, max: S * 5 },
         hold_nx: Duration::ZERO,
         family: DnsFamily::Auto,
+        logical: false,
     };
     assert_eq!(read("{ type: strict_dns, hosts: [\"gateway.istio-system:80\"] }"), expected);
 }

@@ -71,7 +71,11 @@ fn minimal_file_has_the_defaults() {
     let listener = Listener {
         name: "http".into(),
         address: address("0.0.0.0:80"),
-        cluster: "gateway".into(),
+        stat_prefix: "http".into(),
+        clusters: vec![crate::model::WeightedCluster { name: "gateway".into(), weight: 1 }],
+        connect_attempts: None,
+        max_connection_duration: None,
+        access_logs: Vec::new(),
         idle_timeout: Some(Duration::from_secs(3600)),
     };
     assert_eq!(config.listeners, [listener]);
@@ -81,6 +85,8 @@ fn minimal_file_has_the_defaults() {
         lb_policy: LbPolicy::RoundRobin,
         connect_timeout: Duration::from_secs(5),
         connect_attempts: 3,
+        max_connections: None,
+        stat_name: None,
         drain_timeout: Duration::from_secs(600),
     };
     assert_eq!(config.clusters, [cluster]);

@@ -23,6 +23,7 @@ fn settings(hosts: &[&str]) -> StrictDns {
         failure_backoff: Backoff { base: S * 5, max: S * 5 },
         hold_nx: Duration::ZERO,
         family: DnsFamily::V4,
+        logical: false,
     }
 }
 

@@ -29,10 +29,13 @@ fn cluster(name: &str, hosts: &[&str]) -> Cluster {
             failure_backoff: Backoff { base: MS * 100, max: MS * 100 },
             hold_nx: Duration::ZERO,
             family: DnsFamily::V4,
+            logical: false,
         }),
         lb_policy: LbPolicy::RoundRobin,
         connect_timeout: Duration::from_secs(5),
         connect_attempts: 3,
+        max_connections: None,
+        stat_name: None,
         drain_timeout: Duration::ZERO,
     }
 }

@@ -28,9 +28,10 @@ async fn the_next_backend_after_a_refusal() {
 async fn the_next_backend_after_a_timeout() {
     let (_sockets, silent) = silent();
     let backends = backends(&[silent, server(V4, echo).await]);
-    let balancer = InOrder { backends: backends.clone(), connect_timeout: Duration::from_millis(500) };
+    let open = ActiveCount::default();
+    let balancer = InOrder { open, backends: backends.clone(), connect_timeout: Duration::from_millis(500) };
     let mut listener = listener((V4, 0).into(), Vec::new());
-    listener.balancer = Arc::new(balancer);
+    listener.clusters = vec![(Arc::new(balancer), 1)];
     let (proxy, address) = start(listener);
     answers(address).await;
     within(proxy.drained()).await;

@@ -26,7 +26,7 @@ fn free_address(ip: IpAddr) -> SocketAddr {
 async fn a_change_moves_the_sockets_and_keeps_the_connections() {
     let echoes = backends(&[server(V4, echo).await]);
     let [kept, removed, added] = [V4, V4, V6].map(free_address);
-    let proxy = Proxy::new();
+    let proxy = Proxy::new(Arc::new(()));
     proxy.apply(vec![listener(kept, echoes.clone()), listener(removed, echoes.clone())]).unwrap();
     let mut on_kept = TcpStream::connect(kept).await.unwrap();
     let mut on_removed = TcpStream::connect(removed).await.unwrap();
@@ -51,7 +51,7 @@ async fn a_port_in_use_names_its_owner_and_changes_nothing() {
     let other = std::net::TcpListener::bind((V4, 0)).unwrap();
     let taken = other.local_addr().unwrap();
     let [old, new] = [V4, V4].map(free_address);
-    let proxy = Proxy::new();
+    let proxy = Proxy::new(Arc::new(()));
     proxy.apply(vec![listener(old, echoes.clone())]).unwrap();
 
     let error = proxy.apply(vec![listener(new, echoes.clone()), listener(taken, echoes)]).unwrap_err();
@@ -66,7 +66,7 @@ async fn a_port_in_use_names_its_owner_and_changes_nothing() {
 
 #[tokio::test]
 async fn an_address_listed_twice_is_refused() {
-    let error = Proxy::new().apply(vec![listener((V4, 1).into(), Vec::new()); 2]).unwrap_err();
+    let error = Proxy::new(Arc::new(())).apply(vec![listener((V4, 1).into(), Vec::new()); 2]).unwrap_err();
     assert!(matches!(error.reason, BindReason::Duplicate(_)), "{error:?}");
 }
 
@@ -74,7 +74,7 @@ async fn an_address_listed_twice_is_refused() {
 async fn a_second_proxy_does_not_listen_beside_the_first() {
     let address = free_address(V4);
     let wildcard = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-    let (first, second) = (Proxy::new(), Proxy::new());
+    let (first, second) = (Proxy::new(Arc::new(())), Proxy::new(Arc::new(())));
     first.apply(vec![listener(wildcard, Vec::new()), listener(address, Vec::new())]).unwrap();
     for address in [wildcard, address] {
         let error = second.apply(vec![listener(address, Vec::new())]).unwrap_err();
@@ -87,7 +87,7 @@ async fn a_wildcard_takes_each_address_of_its_family_and_reports_it() {
     let echoes = backends(&[server(V4, echo).await]);
     let port = free_address(V4).port();
     let both = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-    let proxy = Proxy::new();
+    let proxy = Proxy::new(Arc::new(()));
     proxy.apply(both.map(|ip| listener((ip, port).into(), echoes.clone())).to_vec()).unwrap();
     for ip in [V4, V6, IpAddr::V4(Ipv4Addr::new(127, 1, 2, 3))] {
         let mut client = TcpStream::connect((ip, port)).await.unwrap();
@@ -103,7 +103,7 @@ async fn a_wildcard_and_an_address_replace_each_other_and_stand_side_by_side() {
     let address = free_address(V4);
     let wildcard = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
     let beside = SocketAddr::from(([127, 1, 2, 3], address.port()));
-    let proxy = Proxy::new();
+    let proxy = Proxy::new(Arc::new(()));
     for _ in 0..2 {
         proxy.apply(vec![listener(wildcard, echoes.clone())]).unwrap();
         round_trip(&mut TcpStream::connect(beside).await.unwrap()).await;
@@ -119,7 +119,7 @@ async fn a_wildcard_and_an_address_replace_each_other_and_stand_side_by_side() {
 #[tokio::test]
 async fn an_address_that_is_not_there_yet() {
     for address in ["192.0.2.77:4711", "[2001:db8::77]:4711"] {
-        let proxy = Proxy::new();
+        let proxy = Proxy::new(Arc::new(()));
         proxy.apply(vec![listener(address.parse().unwrap(), Vec::new())]).unwrap();
         assert_eq!(proxy.listener_stats()[0].address, address.parse().unwrap());
     }

@@ -16,6 +16,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use super::{Backend, Balancer, Proxy, ProxyListener};
+use crate::active::ActiveCount;
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -23,11 +24,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tries its backends in order.
 struct InOrder {
+    open: ActiveCount,
     backends: Vec<Arc<Backend>>,
     connect_timeout: Duration,
 }
 
 impl Balancer for InOrder {
+    fn name(&self) -> Arc<str> {
+        "backends".into()
+    }
+
+    fn open(&self) -> &ActiveCount {
+        &self.open
+    }
+
     fn pick(&self, _client: SocketAddr, _local: SocketAddr, attempt: u32) -> Option<Arc<Backend>> {
         self.backends.get(attempt as usize).cloned()
     }
@@ -47,10 +57,15 @@ fn backends(addresses: &[SocketAddr]) -> Vec<Arc<Backend>> {
 
 fn listener(address: SocketAddr, backends: Vec<Arc<Backend>>) -> ProxyListener {
     ProxyListener {
-        name: "test".to_owned(),
+        name: "test".into(),
         address,
         idle_timeout: None,
-        balancer: Arc::new(InOrder { backends, connect_timeout: PATIENCE }),
+        max_connection_duration: None,
+        connect_attempts: None,
+        clusters: vec![(
+            Arc::new(InOrder { open: ActiveCount::default(), backends, connect_timeout: PATIENCE }),
+            1,
+        )],
     }
 }
 
@@ -60,7 +75,7 @@ fn proxy(ip: IpAddr, backends: &[Arc<Backend>]) -> (Proxy, SocketAddr) {
 }
 
 fn start(listener: ProxyListener) -> (Proxy, SocketAddr) {
-    let proxy = Proxy::new();
+    let proxy = Proxy::new(Arc::new(()));
     proxy.apply(vec![listener]).unwrap();
     let address = proxy.listener_stats()[0].address;
     (proxy, address)

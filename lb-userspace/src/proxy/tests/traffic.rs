@@ -30,7 +30,7 @@ async fn carries_both_ways(ip: IpAddr) {
     assert_eq!((flow.vip, flow.state), (address, FlowState::Established));
     assert_eq!(flow.upstream.unwrap().backend, backends[0].address);
     assert_eq!((flow.bytes_in, flow.bytes_out), (sent.len() as u64, sent.len() as u64));
-    assert_eq!((backends[0].stats.active(), backends[0].stats.connections()), (1, 1));
+    assert_eq!((backends[0].open.proxied(), backends[0].stats.connections()), (1, 1));
 
     let mut to = within(sender).await.unwrap();
     to.shutdown().await.unwrap();
@@ -38,7 +38,7 @@ async fn carries_both_ways(ip: IpAddr) {
     within(proxy.drained()).await;
     assert_eq!(proxy.counts().get(Counter::Accepted), 1);
     assert_eq!(proxy.counts().get(Counter::Closed), 1);
-    assert_eq!(backends[0].stats.active(), 0);
+    assert_eq!(backends[0].open.proxied(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -163,7 +163,7 @@ async fn five_hundred_connections_at_once() {
         .collect();
     within(all_open.wait()).await;
     assert_eq!(proxy.connections(), COUNT as u64);
-    assert_eq!(backends[0].stats.active(), COUNT as u64);
+    assert_eq!(backends[0].open.proxied(), COUNT as u64);
     within(all_seen.wait()).await;
     for client in clients {
         assert!(within(client).await.unwrap());

@@ -1,0 +1,443 @@
+//! What the admin port shows, gathered from configuration, endpoints, proxy and kernel.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
+
+use anyhow::Result;
+use lb_common::Reason;
+
+use crate::access_log::Rung;
+use crate::admin_http::ViewSource;
+use crate::agent::Agent;
+use crate::agent::interfaces::rung_name;
+use crate::datapath::sweep::Carried;
+use crate::model::{Cluster, Config, Discovery, DnsFamily, LbPolicy, Listener};
+use crate::proxy::Backend;
+use crate::stats::{
+    CircuitBreakersView, ClusterConfig, ClusterManagerView, ClusterView, ConfigView, Counts, DnsConfig,
+    DnsView, EndpointConfig, EndpointView, FlowTableView, HeadgateView, HealthFlags, ListenerConfig,
+    ListenerManagerView, ListenerView, RungView, ServerState, ServerView, SnatView, UpdateView, View,
+};
+
+impl Agent {
+    /// The view, or what makes it.
+    pub(super) fn view(&mut self, only_server: bool) -> Result<ViewSource> {
+        let mut view = View { server: self.server_view(), ..View::default() };
+        if !only_server {
+            if let Some(kernel) = &mut self.kernel {
+                kernel.totals.add_all(&kernel.kernel, &kernel.names)?;
+            }
+            view.listener_manager = self.listener_manager_view();
+            view.cluster_manager = self.cluster_manager_view();
+            view.listeners =
+                self.config.listeners.iter().map(|listener| self.listener_view(listener)).collect();
+            let clusters = self.config.clusters.iter().map(|cluster| self.cluster_view(cluster));
+            view.clusters = clusters.collect::<Result<_>>()?;
+            view.headgate = self.headgate_view()?;
+            view.config = self.config_view();
+        }
+        Ok(Box::new(move || Ok(view)))
+    }
+
+    fn server_view(&self) -> ServerView {
+        let drain = self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max();
+        ServerView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime: self.started.elapsed(),
+            state: match (self.draining, self.ready_after) {
+                (true, _) => ServerState::Draining,
+                (false, Some(_)) => ServerState::Live,
+                (false, None) => ServerState::Initializing,
+            },
+            concurrency: tokio::runtime::Handle::current().metrics().num_workers() as u64,
+            config_path: self.options.config.display().to_string(),
+            drain_time: drain.unwrap_or_default(),
+            node_id: String::new(),
+            node_cluster: String::new(),
+            total_connections: self
+                .config
+                .listeners
+                .iter()
+                .map(|of| self.accounts.listener(&of.name).flows)
+                .sum(),
+            memory_physical_size: resident_bytes(),
+            initialization_time_ms: self.ready_after.map(|after| after.as_millis() as u64),
+        }
+    }
+
+    fn listener_manager_view(&self) -> ListenerManagerView {
+        let changes = &self.changes;
+        ListenerManagerView {
+            listener_added: changes.listeners.added,
+            listener_modified: changes.listeners.modified,
+            listener_removed: changes.listeners.removed,
+            listener_create_success: changes.listeners.added + changes.listeners.modified,
+            listener_create_failure: 0,
+            total_listeners_active: self.config.listeners.len() as u64,
+            total_listeners_draining: 0,
+            total_listeners_warming: 0,
+        }
+    }
+
+    fn cluster_manager_view(&self) -> ClusterManagerView {
+        let changes = &self.changes;
+        ClusterManagerView {
+            cluster_added: changes.clusters.added,
+            cluster_modified: changes.clusters.modified,
+            cluster_removed: changes.clusters.removed,
+            active_clusters: self.config.clusters.len() as u64,
+            warming_clusters: 0,
+        }
+    }
+
+    fn listener_view(&self, listener: &Listener) -> ListenerView {
+        let counts = self.connections.listener(&listener.name.as_str().into());
+        let carried = self.accounts.listener(&listener.name);
+        let served = self.kernel.as_ref().map_or(0, |kernel| kernel.totals.served(&listener.name));
+        let total = served + counts.proxied.load(Relaxed) + counts.without_backend.load(Relaxed);
+        ListenerView {
+            name: listener.name.clone(),
+            address: listener.address,
+            stat_prefix: listener.stat_prefix.clone(),
+            downstream_cx_total: total,
+            downstream_cx_active: carried.flows,
+            downstream_cx_destroy: total.saturating_sub(carried.flows),
+            downstream_cx_overflow: 0,
+            downstream_cx_rx_bytes_total: carried.bytes_in,
+            downstream_cx_tx_bytes_total: carried.bytes_out,
+            downstream_cx_no_route: counts.no_route.load(Relaxed),
+            idle_timeout: counts.idle_timeout.load(Relaxed),
+            max_downstream_connection_duration: counts.max_duration.load(Relaxed),
+            upstream_flush_total: None,
+            upstream_flush_active: None,
+            downstream_cx_length_ms: Some(counts.length_ms.snapshot()),
+        }
+    }
+
+    fn cluster_view(&self, cluster: &Cluster) -> Result<ClusterView> {
+        let name: Arc<str> = cluster.name.as_str().into();
+        let counts = self.connections.cluster(&name);
+        let Carried { bytes_in, bytes_out, .. } = self.accounts.cluster(&cluster.name);
+        let balancer = self.balancers.get(&cluster.name);
+        let proxied = balancer.map(|balancer| balancer.totals()).unwrap_or_default();
+        let (opened, failed) = match &self.kernel {
+            Some(kernel) => (kernel.totals.opened(&name), kernel.totals.failed(&name)),
+            None => Default::default(),
+        };
+        let unanswered = failed.unanswered + counts.unanswered.load(Relaxed);
+        let connected = opened + proxied.connections;
+        let timeouts = unanswered + proxied.connect_timeouts;
+        let failures = failed.refused + unanswered + proxied.connect_failures;
+        let refused = failures - timeouts;
+        let active = balancer.map_or(0, |balancer| balancer.open_connections());
+        let total = connected + failures + proxied.connecting;
+        let over = counts.over.connections.load(Relaxed);
+        let backend_last = counts.backend_last.load(Relaxed);
+        let endpoints = self.endpoint_views(cluster)?;
+        let members = self.endpoints.active(&cluster.name).count() as u64;
+        Ok(ClusterView {
+            name: cluster.name.clone(),
+            alt_stat_name: cluster.stat_name.clone(),
+            upstream_cx_total: total,
+            upstream_cx_active: active,
+            upstream_cx_connect_fail: failures,
+            upstream_cx_connect_timeout: timeouts,
+            upstream_cx_connect_attempts_exceeded: counts.attempts_exceeded.load(Relaxed),
+            upstream_cx_overflow: counts.overflow.load(Relaxed),
+            upstream_cx_none_healthy: counts.none_healthy.load(Relaxed),
+            upstream_cx_destroy: over + failures,
+            upstream_cx_destroy_local: over - backend_last + timeouts,
+            upstream_cx_destroy_remote: backend_last + refused,
+            upstream_cx_destroy_with_active_rq: over,
+            upstream_cx_destroy_local_with_active_rq: over - backend_last,
+            upstream_cx_destroy_remote_with_active_rq: backend_last,
+            upstream_cx_rx_bytes_total: bytes_out,
+            upstream_cx_tx_bytes_total: bytes_in,
+            upstream_rq_total: connected,
+            upstream_rq_active: active.saturating_sub(proxied.connecting),
+            upstream_rq_pending_total: total,
+            upstream_rq_pending_active: proxied.connecting,
+            upstream_rq_pending_failure_eject: failures,
+            upstream_cx_connect_ms: Some(counts.connect_ms.snapshot()),
+            upstream_cx_length_ms: Some(counts.length_ms.snapshot()),
+            membership_total: members,
+            membership_healthy: members,
+            membership_degraded: 0,
+            membership_excluded: 0,
+            membership_change: self.changes.membership.get(&cluster.name).copied().unwrap_or(0),
+            update: self.discovery.counts(&cluster.name).map(|counts| UpdateView {
+                attempt: counts.attempts,
+                success: counts.answered,
+                failure: counts.failed,
+                empty: counts.empty,
+                no_rebuild: counts.unchanged,
+            }),
+            lb_healthy_panic: 0,
+            circuit_breakers: CircuitBreakersView {
+                max_connections: cluster.max_connections.map(u64::from),
+                cx_open: cluster.max_connections.is_some_and(|limit| active >= u64::from(limit)),
+                remaining_cx: None,
+            },
+            health_check: None,
+            outlier_detection: None,
+            endpoints,
+        })
+    }
+
+    fn endpoint_views(&self, cluster: &Cluster) -> Result<Vec<EndpointView>> {
+        let balancer = self.balancers.get(&cluster.name);
+        let mut views = Vec::new();
+        for (address, member) in self.endpoints.of(&cluster.name) {
+            let of_proxy = balancer.and_then(|balancer| balancer.backend(address));
+            let proxied = of_proxy.as_deref().map(Backend::totals).unwrap_or_default();
+            let name = (cluster.name.clone(), address);
+            let (mut connected, mut failures) = (proxied.connections, proxied.connect_failures);
+            if let Some(kernel) = &self.kernel
+                && let Some(index) = kernel.backend_index(&name)
+            {
+                let (opened, failed) = (kernel.kernel.opened(index)?, kernel.kernel.failed(index)?);
+                connected += opened.xdp + opened.tc;
+                failures += failed.refused + failed.unanswered;
+            }
+            views.push(EndpointView {
+                address,
+                hostname: hostname(cluster, address),
+                cx_active: of_proxy.map_or(0, |backend| backend.open.sum()),
+                cx_connect_fail: failures,
+                cx_total: connected + failures + proxied.connecting,
+                rq_pending_active: proxied.connecting,
+                rq_total: connected,
+                weight: member.weight,
+                priority: 0,
+                region: String::new(),
+                zone: String::new(),
+                sub_zone: String::new(),
+                health: HealthFlags {
+                    pending_dynamic_removal: member.draining.is_some(),
+                    ..HealthFlags::default()
+                },
+            });
+        }
+        Ok(views)
+    }
+
+    fn headgate_view(&self) -> Result<HeadgateView> {
+        let opened = self.kernel.as_ref().map(|kernel| kernel.totals.rungs()).unwrap_or_default();
+        let proxied = self.proxy.counts();
+        let rungs = [
+            (Rung::Xdp, opened.xdp),
+            (Rung::Tc, opened.tc),
+            (Rung::Proxy, proxied.get(crate::proxy::Counter::Accepted)),
+        ];
+        let rungs = rungs.into_iter().map(|(rung, connections)| RungView {
+            rung: rung.name().to_owned(),
+            connections,
+            bytes_from_clients: Some(self.accounts.rung(rung).bytes_in),
+            bytes_to_clients: Some(self.accounts.rung(rung).bytes_out),
+        });
+        let mut view = HeadgateView {
+            mode: rung_name(self.fastest_rung()).to_owned(),
+            rungs: rungs.collect(),
+            proxy: proxied.iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+            dns: self.config.clusters.iter().filter_map(|cluster| self.dns_view(cluster)).collect(),
+            reloads_applied: self.changes.reloads_applied,
+            reloads_refused: self.changes.reloads_refused,
+            last_reload_success: Some(self.changes.configured),
+            access_log_dropped: Some(self.connections.logs.dropped()),
+            ..HeadgateView::default()
+        };
+        let Some(kernel) = &self.kernel else { return Ok(view) };
+        view.access_log_dropped =
+            view.access_log_dropped.map(|dropped| dropped + kernel.kernel.events_lost());
+        let counted = kernel.kernel.reasons()?;
+        let count =
+            |reason: &Reason| counted.iter().find(|(of, _)| of == reason).map_or(0, |(_, count)| *count);
+        view.reasons = Reason::ALL.iter().map(|reason| (reason.name().to_owned(), count(reason))).collect();
+        let tables =
+            [("ipv4", kernel.kernel.v4.flows.bytes(), 0), ("ipv6", kernel.kernel.v6.flows.bytes(), 1)];
+        view.flow_tables = tables
+            .into_iter()
+            .map(|(family, bytes, index)| FlowTableView {
+                family: family.to_owned(),
+                live: kernel.kernel.live_flows(index),
+                max: kernel.max_flows.into(),
+                bytes,
+            })
+            .collect();
+        view.snat = self
+            .endpoints
+            .iter()
+            .filter_map(|(name, _)| {
+                let index = kernel.backend_index(name)?;
+                Some(SnatView {
+                    cluster: name.0.clone(),
+                    backend: name.1.to_string(),
+                    ports_used: kernel.snat_ports_used(index),
+                    ports: kernel.snat_ports_of(index),
+                })
+            })
+            .collect();
+        Ok(view)
+    }
+
+    fn dns_view(&self, cluster: &Cluster) -> Option<DnsView> {
+        let counts = self.discovery.counts(&cluster.name)?;
+        let events: Counts = vec![
+            ("lookup".to_owned(), counts.attempts),
+            ("answered".to_owned(), counts.answered),
+            ("failed".to_owned(), counts.failed),
+            ("empty".to_owned(), counts.empty),
+            ("unchanged".to_owned(), counts.unchanged),
+        ];
+        Some(DnsView { cluster: cluster.name.clone(), events })
+    }
+
+    fn config_view(&self) -> ConfigView {
+        ConfigView {
+            admin_address: self.config.admin.map(|admin| admin.address),
+            last_updated: Some(self.changes.configured),
+            listeners: self.config.listeners.iter().map(|listener| self.listener_config(listener)).collect(),
+            clusters: self.config.clusters.iter().map(cluster_config).collect(),
+        }
+    }
+
+    fn listener_config(&self, listener: &Listener) -> ListenerConfig {
+        let of_cluster =
+            self.config.cluster(&listener.clusters[0].name).map_or(1, |cluster| cluster.connect_attempts);
+        ListenerConfig {
+            name: listener.name.clone(),
+            address: listener.address,
+            stat_prefix: listener.stat_prefix.clone(),
+            clusters: listener.clusters.iter().map(|share| (share.name.clone(), share.weight)).collect(),
+            idle_timeout: listener.idle_timeout,
+            max_connect_attempts: listener.connect_attempts.unwrap_or(of_cluster),
+            max_downstream_connection_duration: listener.max_connection_duration,
+            access_log_paths: listener.access_logs.iter().map(|log| log.path.display().to_string()).collect(),
+        }
+    }
+}
+
+/// The name that an endpoint was resolved from, if there is only one that it can be.
+fn hostname(cluster: &Cluster, address: SocketAddr) -> String {
+    let Discovery::StrictDns(dns) = &cluster.discovery else { return String::new() };
+    let mut hosts = dns.hosts.iter().filter(|host| host.port == address.port());
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.name.clone(),
+        _ => String::new(),
+    }
+}
+
+fn cluster_config(cluster: &Cluster) -> ClusterConfig {
+    let (dns, endpoints) = match &cluster.discovery {
+        Discovery::Static(endpoints) => {
+            let endpoints = endpoints.iter().map(|endpoint| EndpointConfig {
+                host: endpoint.address.ip().to_string(),
+                port: endpoint.address.port(),
+                weight: endpoint.weight,
+            });
+            (None, endpoints.collect())
+        }
+        Discovery::StrictDns(dns) => {
+            let endpoints = dns.hosts.iter().map(|host| EndpointConfig {
+                host: host.name.clone(),
+                port: host.port,
+                weight: host.weight,
+            });
+            let family = match dns.family {
+                DnsFamily::Auto => "AUTO",
+                DnsFamily::V4 => "V4_ONLY",
+                DnsFamily::V6 => "V6_ONLY",
+                DnsFamily::All => "ALL",
+            };
+            let config = DnsConfig {
+                logical: dns.logical,
+                refresh_rate: dns.refresh_rate,
+                respect_ttl: dns.respect_ttl,
+                jitter: dns.jitter,
+                failure_refresh_rate: (dns.failure_backoff.base, dns.failure_backoff.max),
+                lookup_family: family.to_owned(),
+            };
+            (Some(config), endpoints.collect())
+        }
+    };
+    let lb_policy = match cluster.lb_policy {
+        LbPolicy::RoundRobin => "ROUND_ROBIN",
+        LbPolicy::Random => "RANDOM",
+        LbPolicy::Maglev | LbPolicy::SourceIp => "MAGLEV",
+        LbPolicy::LeastRequest => "LEAST_REQUEST",
+    };
+    ClusterConfig {
+        name: cluster.name.clone(),
+        alt_stat_name: cluster.stat_name.clone(),
+        connect_timeout: cluster.connect_timeout,
+        lb_policy: lb_policy.to_owned(),
+        max_connections: cluster.max_connections.map(u64::from),
+        dns,
+        endpoints,
+    }
+}
+
+/// The agent's resident memory.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+/// Changes of listeners and clusters, as Envoy counts them, and of the configuration as a whole.
+pub(super) struct ConfigChanges {
+    listeners: Changed,
+    clusters: Changed,
+    /// Changes of the endpoints of a cluster.
+    pub(super) membership: HashMap<String, u64>,
+    pub(super) reloads_applied: u64,
+    pub(super) reloads_refused: u64,
+    /// When the configuration that runs was taken.
+    pub(super) configured: SystemTime,
+}
+
+impl ConfigChanges {
+    pub(super) fn new() -> Self {
+        Self {
+            listeners: Changed::default(),
+            clusters: Changed::default(),
+            membership: HashMap::new(),
+            reloads_applied: 0,
+            reloads_refused: 0,
+            configured: SystemTime::now(),
+        }
+    }
+
+    /// Another configuration is in force.
+    pub(super) fn count(&mut self, old: &Config, new: &Config) {
+        self.listeners.count(&old.listeners, &new.listeners, |listener| &listener.name);
+        self.clusters.count(&old.clusters, &new.clusters, |cluster| &cluster.name);
+        self.configured = SystemTime::now();
+    }
+}
+
+/// How many of a kind have come, changed and gone.
+#[derive(Default)]
+pub(super) struct Changed {
+    added: u64,
+    modified: u64,
+    removed: u64,
+}
+
+impl Changed {
+    /// Counts the differences of two lists, of which `name` tells what stays what it is.
+    fn count<T: PartialEq>(&mut self, old: &[T], new: &[T], name: impl Fn(&T) -> &str) {
+        let find = |all: &'_ [T], of: &T| all.iter().position(|one| name(one) == name(of));
+        for item in new {
+            match find(old, item) {
+                None => self.added += 1,
+                Some(at) if old[at] != *item => self.modified += 1,
+                Some(_) => {}
+            }
+        }
+        self.removed += old.iter().filter(|item| find(new, item).is_none()).count() as u64;
+    }
+}
