@@ -33,9 +33,14 @@ pub struct Places {
 pub enum Command {
     /// Runs the agent in the foreground; SIGTERM drains and ends it.
     Run(Run),
-    /// Validates a configuration file.
+    /// Validates a configuration file, native or an Envoy bootstrap.
     Check {
         /// The file.
+        file: PathBuf,
+    },
+    /// Writes an Envoy bootstrap as a native configuration file, and says what became of each key.
+    Convert {
+        /// The Envoy file, of v2 or v3, YAML or JSON.
         file: PathBuf,
     },
     /// What the running agent does, where, and why.

@@ -1,6 +1,7 @@
 //! The `headgate` binary: reads the command line, does what it says, and tells people what went wrong.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -29,9 +30,14 @@ fn execute(cli: Cli) -> Result<()> {
         Command::Run(run) => return run_agent(run, places),
         Command::Unload => return unload(&places),
         Command::Check { file } => {
-            config::load(&file)?;
+            let loaded = config::load(&file)?;
+            agent::check_logs(&loaded)?;
+            for warning in &loaded.warnings {
+                eprintln!("warning: {warning}");
+            }
             format!("{}: good\n", file.display())
         }
+        Command::Convert { file } => return convert(&file),
         Command::Status(output) => {
             let status = admin::read(&places.run_dir, &Question::Status)?;
             if output.json { pretty(&status)? } else { views::status(&status) }
@@ -59,11 +65,26 @@ fn execute(cli: Cli) -> Result<()> {
     print(text.as_bytes())
 }
 
+/// The native file on stdout, what became of the Envoy file's keys on stderr.
+fn convert(file: &Path) -> Result<()> {
+    let converted = config::convert_file(file)?;
+    for finding in &converted.findings {
+        eprintln!("{finding}");
+    }
+    for warning in &converted.warnings {
+        eprintln!("warning: {warning}");
+    }
+    print(converted.yaml.as_bytes())
+}
+
 fn run_agent(run: Run, places: Places) -> Result<()> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .format_target(false)
         .init();
     let loaded = config::load(&run.config)?;
+    for warning in &loaded.warnings {
+        log::warn!("{warning}");
+    }
     let options = Options {
         config: run.config,
         bpffs: places.bpffs,

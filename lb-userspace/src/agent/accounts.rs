@@ -1,7 +1,7 @@
 //! The totals of listeners and clusters, over all rungs: what the kernel counts, of which indices are used again by others,
 //! what is counted of connections that are over, and what the open ones have carried so far.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -217,7 +217,7 @@ fn settle(
     mut over: HashMap<Arc<str>, Carried>,
     mut open: HashMap<Arc<str>, Carried>,
 ) {
-    for name in over.keys().chain(open.keys()).cloned().collect::<Vec<_>>() {
+    for name in over.keys().chain(open.keys()).cloned().collect::<HashSet<_>>() {
         let (over, open) = (over.remove(&name).unwrap_or_default(), open.remove(&name).unwrap_or_default());
         if over != Carried::default() || open != Carried::default() || sums.contains_key(&name) {
             raise(sums.entry(name).or_default(), over, open);

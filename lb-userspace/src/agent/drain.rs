@@ -8,13 +8,15 @@ use lb_common::tcp::is_closing;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::interval;
 
-use crate::agent::Agent;
 use crate::agent::admin::{self, AdminSocket};
+use crate::agent::{Agent, asked};
 use crate::datapath::kernel::{FamilyMaps, Kernel, monotonic_now};
 use crate::net::Watch;
 
 /// How often is looked whether all flows have ended.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long the access log may take for what is left when the agent ends.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// A handshake younger than this is waited for.
 const HANDSHAKE: u64 = 3_000_000_000;
 
@@ -26,6 +28,7 @@ impl Agent {
         drop(admin);
         if self.options.leave_datapath && self.kernel.is_some() {
             log::info!("leaving programs and flows to the next agent");
+            self.connections.logs.close(LAST_LINES);
             return Ok(());
         }
         self.draining = true;
@@ -37,6 +40,10 @@ impl Agent {
             self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max().unwrap_or_default();
         log::info!("draining, for at most {}", humantime::format_duration(timeout));
         self.wait_for_flows(watch, Instant::now() + timeout).await?;
+        self.hear();
+        if !self.connections.logs.close(LAST_LINES) {
+            log::warn!("the access log does not take its last lines: they are lost");
+        }
         self.notice_successor();
         if let Some(kernel) = &self.kernel {
             kernel.unload(&self.network)?;
@@ -47,9 +54,11 @@ impl Agent {
 
     /// Leaves the datapath alone if another agent has taken it over.
     fn notice_successor(&mut self) {
-        if self.kernel.is_some() && admin::is_served(&self.options.run_dir) {
-            log::info!("another agent has taken the datapath over");
-            self.kernel = None;
+        if (self.kernel.is_some() || self.admin_http.is_some()) && admin::is_served(&self.options.run_dir) {
+            if self.kernel.take().is_some() {
+                log::info!("another agent has taken the datapath over");
+            }
+            self.admin_http = None;
         }
     }
 
@@ -64,6 +73,10 @@ impl Agent {
                 changes = watch.changed() => {
                     self.notice_successor();
                     self.follow(changes?).await;
+                }
+                Some(request) = asked(&mut self.admin_http) => {
+                    let view = self.view(request.only_server());
+                    request.answer(view);
                 }
                 _ = look.tick() => {
                     self.notice_successor();

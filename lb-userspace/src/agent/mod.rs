@@ -16,6 +16,7 @@ mod trials;
 mod view;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
-use crate::access_log::AccessLogs;
+use crate::access_log::{AccessLogs, check_writable};
 use crate::admin_http::{AdminHttp, ViewRequest};
 use crate::agent::accounts::{Accounts, Open, Over};
 use crate::agent::admin::AdminSocket;
@@ -144,7 +145,10 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
     // First, so that a second agent stops here, before it touches anything.
     let mut admin = AdminSocket::bind(&options.run_dir)?;
     let logs = AccessLogs::open(access_logs(&loaded.config))?;
-    let admin_http = loaded.config.admin.map(|admin| AdminHttp::bind(admin.address)).transpose()?;
+    let admin_http = match loaded.config.admin {
+        Some(admin) => Some(bind_admin_http(admin.address).await?),
+        None => None,
+    };
     let connections = Arc::new(Connections::new(logs));
     let observer: Arc<Connections> = Arc::clone(&connections);
     let discovery = Discovery::new(options.resolv_conf.clone(), Some(options.state_dir.clone()));
@@ -422,12 +426,37 @@ async fn known(kernel: &mut Option<KernelSide>) {
     }
 }
 
+/// Listens on the admin port. An agent that is on its way out leaves it when it sees another one.
+async fn bind_admin_http(address: SocketAddr) -> Result<AdminHttp> {
+    const SUCCESSION: Duration = Duration::from_secs(2);
+    let deadline = Instant::now() + SUCCESSION;
+    loop {
+        match AdminHttp::bind(address) {
+            Err(error) if Instant::now() < deadline && is_in_use(&error) => sleep(HEARING).await,
+            result => return result,
+        }
+    }
+}
+
+fn is_in_use(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    kind == Some(std::io::ErrorKind::AddrInUse)
+}
+
 /// The next request of the admin port, if there is one.
 async fn asked(admin: &mut Option<AdminHttp>) -> Option<ViewRequest> {
     match admin {
         Some(admin) => admin.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// Whether the access logs of a configuration can be written; creates none.
+pub fn check_logs(loaded: &Loaded) -> Result<()> {
+    for log in loaded.config.listeners.iter().flat_map(|listener| &listener.access_logs) {
+        check_writable(&log.path)?;
+    }
+    Ok(())
 }
 
 /// The access logs of all listeners.

@@ -48,6 +48,9 @@ impl Agent {
     /// Whether anything has changed.
     async fn try_reload(&mut self) -> Result<bool> {
         let loaded = config::load(&self.options.config)?;
+        for warning in &loaded.warnings {
+            log::warn!("{warning}");
+        }
         check_against_host(&loaded, &self.network)?;
         self.check_fixed(&loaded)?;
         if loaded.config == self.config {

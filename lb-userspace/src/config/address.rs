@@ -40,7 +40,7 @@ impl Entry<'_> {
     }
 }
 
-fn socket_problem(address: SocketAddr) -> Option<String> {
+pub(super) fn socket_problem(address: SocketAddr) -> Option<String> {
     if address.port() == 0 {
         return Some("port 0: give a port from 1 to 65535".to_owned());
     }

@@ -1,5 +1,6 @@
 //! One element of `clusters:`.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::discovery;
@@ -7,17 +8,18 @@ use super::tree::{Entry, Located, Report};
 use crate::model::{Cluster, Discovery, LbPolicy};
 
 /// Envoy's default.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECT_ATTEMPTS: u32 = 3;
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_ATTEMPTS: u32 = 3;
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
-const SUPPORTED: [&str; 10] = [
+const SUPPORTED: [&str; 11] = [
     "name",
     "discovery",
     "lb_policy",
     "connect_timeout",
     "connect_attempts",
     "max_connections",
+    "stat_name",
     "slow_start",
     "on_removed",
     "on_unhealthy",
@@ -25,22 +27,28 @@ const SUPPORTED: [&str; 10] = [
 ];
 const LATER: [&str; 3] = ["health_check", "outlier", "panic_threshold"];
 
-const POLICIES: [(&str, LbPolicy); 4] = [
+pub(super) const POLICIES: [(&str, LbPolicy); 5] = [
     ("round_robin", LbPolicy::RoundRobin),
     ("random", LbPolicy::Random),
     ("maglev", LbPolicy::Maglev),
     ("source_ip", LbPolicy::SourceIp),
+    ("least_request", LbPolicy::LeastRequest),
 ];
+
+/// Backends that one connection may try.
+pub(super) const ATTEMPTS: RangeInclusive<u32> = 1..=16;
 
 /// An element as far as it could be read: the name is known to the listeners even if the rest was refused.
 #[derive(Default)]
 pub(super) struct ClusterDraft {
     pub(super) name: Option<Located<String>>,
-    discovery: Option<Discovery>,
-    lb_policy: LbPolicy,
-    connect_timeout: Duration,
-    connect_attempts: u32,
-    drain_timeout: Duration,
+    pub(super) discovery: Option<Discovery>,
+    pub(super) lb_policy: LbPolicy,
+    pub(super) connect_timeout: Duration,
+    pub(super) connect_attempts: u32,
+    pub(super) max_connections: Option<u32>,
+    pub(super) stat_name: Option<String>,
+    pub(super) drain_timeout: Duration,
 }
 
 impl ClusterDraft {
@@ -52,8 +60,8 @@ impl ClusterDraft {
             lb_policy: self.lb_policy,
             connect_timeout: self.connect_timeout,
             connect_attempts: self.connect_attempts,
-            max_connections: None,
-            stat_name: None,
+            max_connections: self.max_connections,
+            stat_name: self.stat_name,
             drain_timeout: self.drain_timeout,
         })
     }
@@ -61,9 +69,6 @@ impl ClusterDraft {
 
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
     let Some(fields) = entry.fields(&SUPPORTED, &LATER, report) else { return ClusterDraft::default() };
-    if let Some(entry) = fields.get("max_connections") {
-        entry.no_limit(report);
-    }
     if let Some(entry) = fields.get("slow_start")
         && entry.duration(report).is_some_and(|duration| !duration.is_zero())
     {
@@ -82,7 +87,7 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
             .and_then(|entry| discovery::read(&entry, report)),
         lb_policy: fields
             .get("lb_policy")
-            .and_then(|entry| entry.choice(&POLICIES, &["least_request"], report))
+            .and_then(|entry| entry.choice(&POLICIES, &[], report))
             .unwrap_or_default(),
         connect_timeout: fields
             .get("connect_timeout")
@@ -90,8 +95,13 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
             .unwrap_or(CONNECT_TIMEOUT),
         connect_attempts: fields
             .get("connect_attempts")
-            .and_then(|entry| entry.number("", 1..=16, report))
+            .and_then(|entry| entry.number("", ATTEMPTS, report))
             .unwrap_or(CONNECT_ATTEMPTS),
+        max_connections: fields
+            .get("max_connections")
+            .and_then(|entry| entry.number("0 (no limit), or ", 0..=u32::MAX, report))
+            .filter(|limit| *limit > 0),
+        stat_name: fields.get("stat_name").and_then(|entry| entry.stat_name(report)),
         drain_timeout: fields
             .get("drain_timeout")
             .and_then(|entry| entry.duration(report))

@@ -1,18 +1,18 @@
 //! The checks between sections and between the elements of a list.
 
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
-use super::cluster::ClusterDraft;
 use super::datapath::DatapathDraft;
 use super::listener::ListenerDraft;
-use super::tree::{Located, Report, did_you_mean};
+use super::sections::Sections;
+use super::tree::{Located, Report};
 
-pub(super) fn check(
-    datapath: &DatapathDraft,
-    listeners: &[ListenerDraft],
-    clusters: &[ClusterDraft],
-    report: &mut Report,
-) {
+/// Cluster names that an error lists.
+const LISTED: usize = 20;
+
+pub(super) fn check(sections: &Sections, report: &mut Report) {
+    let Sections { datapath, admin, listeners, clusters, .. } = sections;
     let listener_names: Vec<_> = listeners.iter().filter_map(|listener| listener.name.as_ref()).collect();
     let cluster_names: Vec<_> = clusters.iter().filter_map(|cluster| cluster.name.as_ref()).collect();
     unique_names("listener", &listener_names, report);
@@ -20,16 +20,26 @@ pub(super) fn check(
     known_clusters(listeners, &cluster_names, report);
     distinct_addresses(listeners, report);
     snat_ports_apart(datapath, listeners, report);
+    if let Some(admin) = admin {
+        admin_apart(admin, listeners, report);
+    }
 }
 
 fn unique_names(what: &str, names: &[&Located<String>], report: &mut Report) {
-    for (index, name) in names.iter().enumerate() {
-        if let Some(earlier) = names[..index].iter().find(|earlier| earlier.value == name.value) {
-            let message = format!(
-                "a {what} `{}` stands on line {} already: give each its own name",
-                name.value, earlier.place.line
-            );
-            report.add(name.place, &name.path, message);
+    let mut first: HashMap<&str, &Located<String>> = HashMap::new();
+    for name in names {
+        // The place does not tell them apart: an alias has that of its anchor.
+        match first.get(name.value.as_str()) {
+            Some(earlier) => {
+                let message = format!(
+                    "a {what} `{}` stands on line {} already: give each its own name",
+                    name.value, earlier.place.line
+                );
+                report.add(name.place, &name.path, message);
+            }
+            None => {
+                first.insert(&name.value, name);
+            }
         }
     }
 }
@@ -39,12 +49,15 @@ fn known_clusters(listeners: &[ListenerDraft], names: &[&Located<String>], repor
     if names.is_empty() {
         return;
     }
-    let names: Vec<&str> = names.iter().map(|name| name.value.as_str()).collect();
-    for cluster in listeners.iter().filter_map(|listener| listener.cluster.as_ref()) {
-        if !names.contains(&cluster.value.as_str()) {
-            let hint = did_you_mean(&cluster.value, names.iter().copied());
-            let known = names.join(", ");
-            let message = format!("no cluster `{}`{hint}; the clusters: {known}", cluster.value);
+    let known: HashSet<&str> = names.iter().map(|name| name.value.as_str()).collect();
+    let names: Vec<&str> = names.iter().take(LISTED).map(|name| name.value.as_str()).collect();
+    let more = if known.len() > names.len() { ", ..." } else { "" };
+    for cluster in listeners.iter().flat_map(|listener| &listener.clusters) {
+        let name = cluster.value.name.as_str();
+        if !known.contains(name) {
+            let hint = report.hint(name, known.iter().copied());
+            let listed = names.join(", ");
+            let message = format!("no cluster `{name}`{hint}; the clusters: {listed}{more}");
             report.add(cluster.place, &cluster.path, message);
         }
     }
@@ -91,5 +104,16 @@ fn snat_ports_apart(datapath: &DatapathDraft, listeners: &[ListenerDraft], repor
             );
             report.add(range.place, &range.path, message);
         }
+    }
+}
+
+fn admin_apart(admin: &Located<SocketAddr>, listeners: &[ListenerDraft], report: &mut Report) {
+    let addresses = listeners.iter().filter_map(|listener| listener.address.as_ref());
+    for address in addresses.filter(|address| overlap(address.value, admin.value)) {
+        let message = format!(
+            "{} overlaps with the listener's {} on line {}: give the admin port another port",
+            admin.value, address.value, address.place.line
+        );
+        report.add(admin.place, &admin.path, message);
     }
 }

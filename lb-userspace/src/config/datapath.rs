@@ -1,5 +1,7 @@
 //! The section `datapath:`.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -51,7 +53,7 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> DatapathDraft {
 }
 
 /// A list without repetitions.
-fn list<T: PartialEq>(
+fn list<T: Clone + Eq + Hash>(
     entry: &Entry<'_>,
     what: &str,
     report: &mut Report,
@@ -62,9 +64,11 @@ fn list<T: PartialEq>(
         return Vec::new();
     }
     let mut found: Vec<Located<T>> = Vec::new();
+    let mut indices = HashMap::new();
     for item in entry.items(what, report) {
         let Some(value) = read(&item, report) else { continue };
-        match found.iter().find(|earlier| earlier.value == value.value) {
+        let index = *indices.entry(value.value.clone()).or_insert(found.len());
+        match found.get(index) {
             Some(earlier) => item.refuse(format!("the same {what} as {}: keep one", earlier.path), report),
             None => found.push(value),
         }

@@ -1,5 +1,7 @@
 //! `discovery:` of a cluster.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,13 +10,13 @@ use super::tree::{Entry, Fields, Located, Report};
 use crate::model::{Backoff, Discovery, DnsFamily, DnsHost, Endpoint, StrictDns};
 
 /// Envoy's default.
-const REFRESH_RATE: Duration = Duration::from_secs(5);
+pub(super) const REFRESH_RATE: Duration = Duration::from_secs(5);
 
 /// Waits between refreshes are no shorter, so that no configuration floods a DNS server.
-const MIN_REFRESH: Duration = Duration::from_millis(100);
+pub(super) const MIN_REFRESH: Duration = Duration::from_millis(100);
 
 /// Envoy's default of the longest wait after failures, in base intervals.
-const BACKOFF_FACTOR: u32 = 10;
+pub(super) const BACKOFF_FACTOR: u32 = 10;
 
 const DNS_KEYS: [&str; 6] = ["refresh_rate", "respect_ttl", "jitter", "failure_backoff", "hold_nx", "family"];
 
@@ -25,16 +27,20 @@ const FAMILIES: [(&str, DnsFamily); 4] =
 enum Kind {
     Static,
     StrictDns,
+    LogicalDns,
 }
+
+const KINDS: [(&str, Kind); 3] =
+    [("static", Kind::Static), ("strict_dns", Kind::StrictDns), ("logical_dns", Kind::LogicalDns)];
 
 /// `None` with something in `report`.
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Option<Discovery> {
     let known: Vec<&str> = ["type", "hosts"].into_iter().chain(DNS_KEYS).collect();
     let fields = entry.fields(&known, &[], report)?;
     let kind = fields
-        .require("type", "how the backends are found; accepted: static, strict_dns", report)?
+        .require("type", "how the backends are found; accepted: static, strict_dns, logical_dns", report)?
         // The other keys depend on the type.
-        .choice(&[("static", Kind::Static), ("strict_dns", Kind::StrictDns)], &[], report)?;
+        .choice(&KINDS, &[], report)?;
     match kind {
         Kind::Static => {
             for name in DNS_KEYS {
@@ -45,11 +51,12 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Option<Discovery> 
             let hosts = fields.require("hosts", "the addresses of the backends", report)?;
             Some(Discovery::Static(endpoints(&hosts, report)))
         }
-        Kind::StrictDns => strict_dns(&fields, report).map(Discovery::StrictDns),
+        Kind::StrictDns => dns(&fields, false, report).map(Discovery::StrictDns),
+        Kind::LogicalDns => dns(&fields, true, report).map(Discovery::StrictDns),
     }
 }
 
-fn strict_dns(fields: &Fields<'_>, report: &mut Report) -> Option<StrictDns> {
+fn dns(fields: &Fields<'_>, logical: bool, report: &mut Report) -> Option<StrictDns> {
     let refresh_rate =
         fields.get("refresh_rate").map_or(Some(REFRESH_RATE), |entry| refresh_interval(&entry, report));
     let respect_ttl = fields.get("respect_ttl").map_or(Some(false), |entry| entry.boolean(report));
@@ -62,16 +69,20 @@ fn strict_dns(fields: &Fields<'_>, report: &mut Report) -> Option<StrictDns> {
         None => refresh_rate.map(|rate| Backoff { base: rate, max: rate }),
         Some(entry) => backoff(&entry, report),
     };
-    let hosts = fields.require("hosts", "the names to ask for", report)?;
+    let entry = fields.require("hosts", "the names to ask for", report)?;
+    let hosts = dns_hosts(&entry, report);
+    if logical && hosts.len() > 1 {
+        entry.refuse("logical_dns has one host: keep one, or use type: strict_dns", report);
+    }
     Some(StrictDns {
-        hosts: dns_hosts(&hosts, report),
+        hosts,
         refresh_rate: refresh_rate?,
         respect_ttl: respect_ttl?,
         jitter: jitter?,
         failure_backoff: failure_backoff?,
         hold_nx: hold_nx?,
         family: family?,
-        logical: false,
+        logical,
     })
 }
 
@@ -101,6 +112,10 @@ fn backoff(entry: &Entry<'_>, report: &mut Report) -> Option<Backoff> {
 }
 
 fn endpoints(entry: &Entry<'_>, report: &mut Report) -> Vec<Endpoint> {
+    // A cluster may be waiting for its first backend.
+    if entry.is_empty_list() {
+        return Vec::new();
+    }
     let read = |entry: &Entry<'_>, report: &mut Report| host_address(entry, report);
     let hosts = hosts(entry, &read, &SocketAddr::to_string, report);
     hosts.into_iter().map(|(address, weight)| Endpoint { address, weight }).collect()
@@ -113,16 +128,18 @@ fn dns_hosts(entry: &Entry<'_>, report: &mut Report) -> Vec<DnsHost> {
 }
 
 /// The elements, each with its weight; what is there twice is refused.
-fn hosts<T: PartialEq>(
+fn hosts<T: Clone + Eq + Hash>(
     entry: &Entry<'_>,
     read: &dyn Fn(&Entry<'_>, &mut Report) -> Option<T>,
     show: &dyn Fn(&T) -> String,
     report: &mut Report,
 ) -> Vec<(T, u32)> {
     let mut hosts: Vec<Located<(T, u32)>> = Vec::new();
+    let mut indices = HashMap::new();
     for item in entry.items("host", report) {
         let Some(host) = weighted(&item, read, report) else { continue };
-        match hosts.iter().find(|earlier| earlier.value.0 == host.0) {
+        let index = *indices.entry(host.0.clone()).or_insert(hosts.len());
+        match hosts.get(index) {
             Some(earlier) => {
                 let message =
                     format!("{} is {} already: keep one, with a weight", show(&host.0), earlier.path);

@@ -60,8 +60,8 @@ impl ConfigErrors {
         self.0.iter()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub(super) fn push(&mut self, error: ConfigError) {
+        self.0.push(error);
     }
 }
 

@@ -1,35 +1,44 @@
-//! The native configuration: YAML text to [`Config`], or every error in it with its line, column and field.
+//! The configuration: YAML text to [`Config`], or every error in it with its line, column and field.
 //!
-//! `docs/config.md` is the reference for users. The way of a file: `yaml` reads the text into a tree of
-//! values with places, `datapath`, `listener` and `cluster` (with `discovery` and `dns_name`) each read one
-//! section of the tree (by means of `tree`, `scalar` and `address`), `cross` checks what spans sections. Nothing
-//! here asks the host: whether an interface exists or a port is free is for the caller, who reports it by
+//! `docs/config.md` is the reference for users. The way of a file: `yaml` reads the text into a tree of values with
+//! places; `native`, with `datapath`, `admin`, `access_log`, `listener` and `cluster` (with `discovery` and
+//! `dns_name`), reads the sections of the native form (by means of `tree`, `scalar` and `address`), `envoy` those of
+//! an Envoy bootstrap; both end in `sections`, and `cross` checks what spans them. `convert` writes the native form.
+//! Nothing here asks the host: whether an interface exists or a port is free is for the caller, who reports it by
 //! [`Loaded::error_at`].
 
+mod access_log;
 mod address;
+mod admin;
 mod cluster;
+mod convert;
 mod cross;
 mod datapath;
 mod discovery;
 mod dns_name;
+mod envoy;
 mod error;
+mod finding;
 mod listener;
+mod native;
 mod places;
 mod scalar;
+mod sections;
 #[cfg(test)]
 mod tests;
 mod tree;
 mod yaml;
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-use self::cluster::ClusterDraft;
-use self::datapath::DatapathDraft;
+pub use self::convert::{Converted, convert};
 pub use self::error::{ConfigError, ConfigErrors};
-use self::listener::ListenerDraft;
+pub use self::finding::{Finding, Verdict};
 pub use self::places::{Place, Places};
 use self::tree::{Entry, Report};
+use self::yaml::{MergeKeys, Node, SyntaxError};
 use crate::model::Config;
 
 /// A valid configuration and where its parts stand in the file.
@@ -37,6 +46,12 @@ use crate::model::Config;
 pub struct Loaded {
     pub config: Config,
     pub places: Places,
+    /// What is legal and may not be what was meant.
+    pub warnings: Vec<ConfigError>,
+    /// What became of each key of an Envoy bootstrap, in the order of the file; nothing for a native file.
+    pub findings: Vec<Finding>,
+    /// Clusters of an Envoy bootstrap that say nothing about their limit of connections.
+    silent_limits: Vec<String>,
     file: String,
 }
 
@@ -52,64 +67,76 @@ impl Loaded {
     }
 }
 
-/// Reads and checks the file at `path`.
+/// Reads and checks the file at `path`, of the native form or an Envoy bootstrap.
 pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
     let file = path.display().to_string();
-    let text = fs::read_to_string(path).map_err(|error| {
-        ConfigErrors::from(ConfigError::unreadable(&file, format!("cannot read: {error}")))
-    })?;
+    let text =
+        read_text(path).map_err(|message| ConfigErrors::from(ConfigError::unreadable(&file, message)))?;
     parse(&text, &file)
+}
+
+/// The same, written as a native file, see [`convert`].
+pub fn convert_file(path: &Path) -> Result<Converted, ConfigErrors> {
+    let file = path.display().to_string();
+    let text =
+        read_text(path).map_err(|message| ConfigErrors::from(ConfigError::unreadable(&file, message)))?;
+    convert(&text, &file)
+}
+
+/// The text at `path`; of a file that is too long, no more is read than shows that it is.
+fn read_text(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(yaml::MAX_TEXT as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("cannot read: {error}"))?;
+    if bytes.len() > yaml::MAX_TEXT {
+        return Err(yaml::too_long());
+    }
+    String::from_utf8(bytes).map_err(|error| format!("cannot read: {error}"))
 }
 
 /// Checks a configuration text; `file` names it in the errors. All errors are found in one go, unless the text
 /// is no YAML.
 pub fn parse(text: &str, file: &str) -> Result<Loaded, ConfigErrors> {
     let mut report = Report::new(file);
-    let root = match yaml::read(text) {
+    let root = match read_tree(text) {
         Ok(root) => root,
         Err(error) => {
             report.add(error.place, "", error.message);
             return Err(report.into_errors());
         }
     };
-    let sections = read_sections(&Entry::root(&root), &mut report);
-    let errors = report.into_errors();
-    match sections {
-        Some((config, places)) if errors.is_empty() => Ok(Loaded { config, places, file: file.to_owned() }),
-        _ => Err(errors),
+    let root = Entry::root(&root);
+    let read = if envoy::is_bootstrap(&root) {
+        Some(envoy::read_bootstrap(&root, &mut report))
+    } else {
+        native::read(&root, &mut report).map(envoy::Imported::native)
+    };
+    let Some(read) = read else { return Err(report.into_errors()) };
+    cross::check(&read.sections, &mut report);
+    let places = Places::new(&read.sections);
+    match read.sections.finish() {
+        Some(config) if report.is_empty() => Ok(Loaded {
+            config,
+            places,
+            warnings: read
+                .warnings
+                .into_iter()
+                .map(|warning| ConfigError::new(file, warning.place, warning.path, warning.value))
+                .collect(),
+            findings: read.findings,
+            silent_limits: read.silent_limits,
+            file: file.to_owned(),
+        }),
+        _ => Err(report.into_errors()),
     }
 }
 
-/// `None` only with something in `report`.
-fn read_sections(root: &Entry<'_>, report: &mut Report) -> Option<(Config, Places)> {
-    if let Some(place) = root.key_place("static_resources") {
-        report.add(place, "static_resources", "an Envoy bootstrap: not supported yet");
-        return None;
+/// The text as a tree, by the YAML of its form: Envoy knows no merge keys.
+fn read_tree(text: &str) -> Result<Node, SyntaxError> {
+    let root = yaml::read(text, MergeKeys::Merged)?;
+    if text.contains("<<") && envoy::is_bootstrap(&Entry::root(&root)) {
+        return yaml::read(text, MergeKeys::Kept);
     }
-    let fields = root.fields(&["datapath", "listeners", "clusters"], &["admin", "access_log"], report)?;
-    let datapath = match fields.get("datapath") {
-        Some(entry) => datapath::read(&entry, report),
-        None => DatapathDraft::default(),
-    };
-    let listeners: Vec<ListenerDraft> = fields
-        .require("listeners", "the addresses to serve", report)
-        .map(|entry| {
-            entry.items("listener", report).iter().map(|item| listener::read(item, report)).collect()
-        })
-        .unwrap_or_default();
-    let clusters: Vec<ClusterDraft> = fields
-        .require("clusters", "the backends of the listeners", report)
-        .map(|entry| entry.items("cluster", report).iter().map(|item| cluster::read(item, report)).collect())
-        .unwrap_or_default();
-    cross::check(&datapath, &listeners, &clusters, report);
-
-    let places = Places::new(&datapath, &listeners);
-    let config = Config {
-        datapath: datapath.finish(),
-        admin: None,
-        imported: false,
-        listeners: listeners.into_iter().map(ListenerDraft::finish).collect::<Option<_>>()?,
-        clusters: clusters.into_iter().map(ClusterDraft::finish).collect::<Option<_>>()?,
-    };
-    Some((config, places))
+    Ok(root)
 }

@@ -1,7 +1,6 @@
 //! Where in the file the parts of a configuration stand that only the host can check.
 
-use super::datapath::DatapathDraft;
-use super::listener::ListenerDraft;
+use super::sections::Sections;
 
 /// A position in the file: line and column (in characters), both from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,17 +21,20 @@ pub struct Places {
     snat_ports: Option<Place>,
     mode: Option<Place>,
     max_flows: Option<Place>,
+    admin: Option<Place>,
     listeners: Vec<(String, Place)>,
 }
 
 impl Places {
-    pub(super) fn new(datapath: &DatapathDraft, listeners: &[ListenerDraft]) -> Self {
+    pub(super) fn new(sections: &Sections) -> Self {
+        let Sections { datapath, admin, listeners, .. } = sections;
         let interfaces = datapath.interfaces.iter().flatten();
         Self {
             interfaces: interfaces.map(|name| (name.value.clone(), name.place)).collect(),
             snat_ports: datapath.snat_ports.as_ref().map(|range| range.place),
             mode: datapath.mode.as_ref().map(|mode| mode.place),
             max_flows: datapath.max_flows.as_ref().map(|flows| flows.place),
+            admin: admin.as_ref().map(|address| address.place),
             listeners: listeners
                 .iter()
                 .filter_map(|listener| {
@@ -60,6 +62,11 @@ impl Places {
     /// Of the value of `datapath.max_flows`; `None` if it is `auto` or left out.
     pub fn max_flows(&self) -> Option<Place> {
         self.max_flows
+    }
+
+    /// Of the address of the admin port; `None` if there is none.
+    pub fn admin(&self) -> Option<Place> {
+        self.admin
     }
 
     /// Of the address of the listener of that name.

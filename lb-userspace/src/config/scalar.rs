@@ -8,7 +8,7 @@ use super::tree::{Entry, Located, Report, did_you_mean};
 use super::yaml::Value;
 
 /// Longer ones are mistakes, and would overflow the coarse clocks of the datapath.
-const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub(super) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 const MAX_NAME: usize = 128;
 
@@ -41,6 +41,17 @@ impl<'a> Entry<'a> {
             return None;
         }
         Some(self.at(name.to_owned()))
+    }
+
+    /// What statistics are named by.
+    pub(super) fn stat_name(&self, report: &mut Report) -> Option<String> {
+        let name = self.text("a name for the statistics", report)?;
+        if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
+            let rule = format!("1 to {MAX_NAME} bytes, none of them a control character");
+            self.refuse(format!("a name in the statistics has {rule}"), report);
+            return None;
+        }
+        Some(name.to_owned())
     }
 
     pub(super) fn interface_name(&self, report: &mut Report) -> Option<Located<String>> {

@@ -1,26 +1,63 @@
 //! Walking the tree of a file: each value with its path (as in `listeners[0].cluster`), each error into one
 //! report, so that the reading goes on after it.
 
+use std::collections::HashMap;
+
 use super::yaml::{Key, Node, Value};
 use super::{ConfigError, ConfigErrors, Place};
+
+/// Errors that are shown of one file; the rest is counted.
+const MAX_ERRORS: usize = 100;
+
+/// A longer name is no near miss of a key, and comparing takes time.
+const MAX_HINTED: usize = 64;
 
 /// Collects the errors of one file.
 pub(super) struct Report {
     file: String,
     errors: Vec<ConfigError>,
+    left_out: usize,
 }
 
 impl Report {
     pub(super) fn new(file: &str) -> Self {
-        Self { file: file.to_owned(), errors: Vec::new() }
+        Self { file: file.to_owned(), errors: Vec::new(), left_out: 0 }
     }
 
     pub(super) fn add(&mut self, place: Place, field: &str, message: impl Into<String>) {
-        self.errors.push(ConfigError::new(&self.file, place, field, message));
+        if self.is_full() {
+            self.left_out += 1;
+        } else {
+            self.errors.push(ConfigError::new(&self.file, place, field, message));
+        }
+    }
+
+    /// Whether another error would only be counted, so that its text need not be made.
+    fn is_full(&self) -> bool {
+        self.errors.len() >= MAX_ERRORS
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.errors.is_empty()
+    }
+
+    /// The errors so far, shown or not.
+    pub(super) fn count(&self) -> usize {
+        self.errors.len() + self.left_out
+    }
+
+    /// [`did_you_mean`], unless nobody would see it.
+    pub(super) fn hint<'c>(&self, name: &str, candidates: impl Iterator<Item = &'c str>) -> String {
+        if self.is_full() { String::new() } else { did_you_mean(name, candidates) }
     }
 
     pub(super) fn into_errors(self) -> ConfigErrors {
-        self.errors.into()
+        let mut errors = ConfigErrors::from(self.errors);
+        if self.left_out > 0 {
+            let message = format!("{} more errors are not shown", self.left_out);
+            errors.push(ConfigError::unreadable(&self.file, message));
+        }
+        errors
     }
 }
 
@@ -33,6 +70,7 @@ pub(super) struct Located<T> {
 }
 
 /// A value of the file, not yet read.
+#[derive(Clone)]
 pub(super) struct Entry<'a> {
     value: &'a Value,
     /// Of the value; of its key where there is no value.
@@ -47,6 +85,10 @@ impl<'a> Entry<'a> {
 
     pub(super) fn value(&self) -> &'a Value {
         self.value
+    }
+
+    pub(super) fn path(&self) -> &str {
+        &self.path
     }
 
     pub(super) fn is_map(&self) -> bool {
@@ -78,12 +120,6 @@ impl<'a> Entry<'a> {
         self.refuse(format!("needs {expected}; found {found}"), report);
     }
 
-    /// Where the key stands, if this is a mapping that has it.
-    pub(super) fn key_place(&self, name: &str) -> Option<Place> {
-        let Value::Map(entries) = self.value else { return None };
-        entries.iter().find(|(key, _)| key.name == name).map(|(key, _)| key.place)
-    }
-
     /// The value as a mapping with the keys `known`. Every other key is refused: those of `later` as not
     /// supported yet, the rest as unknown.
     pub(super) fn fields(&self, known: &[&str], later: &[&str], report: &mut Report) -> Option<Fields<'a>> {
@@ -91,15 +127,18 @@ impl<'a> Entry<'a> {
             self.refuse_type(&format!("a mapping with the keys {}", known.join(", ")), report);
             return None;
         };
-        for (index, (key, _)) in entries.iter().enumerate() {
-            let path = join(&self.path, &key.name);
-            if let Some((first, _)) = entries[..index].iter().find(|(earlier, _)| earlier.name == key.name) {
-                let line = first.place.line;
-                report.add(key.place, &path, format!("written twice, first on line {line}: keep one"));
-            } else if later.contains(&key.name.as_str()) {
+        let mut first_places = HashMap::new();
+        for (key, _) in entries {
+            let (name, path) = (key.name.as_str(), join(&self.path, &key.name));
+            if let Some(first) = first_places.get(name) {
+                report.add(key.place, &path, written_twice(*first));
+                continue;
+            }
+            first_places.insert(name, key.place);
+            if later.contains(&name) {
                 report.add(key.place, &path, "not supported yet: remove the key");
-            } else if !known.contains(&key.name.as_str()) {
-                let hint = did_you_mean(&key.name, known.iter().chain(later).copied());
+            } else if !known.contains(&name) {
+                let hint = report.hint(name, known.iter().chain(later).copied());
                 let known = known.join(", ");
                 report.add(key.place, &path, format!("unknown key{hint}; the keys here: {known}"));
             }
@@ -116,15 +155,36 @@ impl<'a> Entry<'a> {
         if nodes.is_empty() {
             self.refuse(format!("an empty list: give at least one {what}"), report);
         }
-        nodes
-            .iter()
-            .enumerate()
-            .map(|(index, node)| Self {
-                value: &node.value,
-                place: node.place,
-                path: format!("{}[{index}]", self.path),
-            })
-            .collect()
+        self.elements()
+    }
+
+    pub(super) fn is_empty_list(&self) -> bool {
+        matches!(self.value, Value::List(nodes) if nodes.is_empty())
+    }
+
+    /// The elements, if this is a list.
+    pub(super) fn elements(&self) -> Vec<Self> {
+        let Value::List(nodes) = self.value else { return Vec::new() };
+        let element = |(index, node): (usize, &'a Node)| Self {
+            value: &node.value,
+            place: node.place,
+            path: format!("{}[{index}]", self.path),
+        };
+        nodes.iter().enumerate().map(element).collect()
+    }
+
+    /// The keys and values, if this is a mapping.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&'a Key, Self)> + use<'a, '_> {
+        let entries: &'a [(Key, Node)] = match self.value {
+            Value::Map(entries) => entries,
+            _ => &[],
+        };
+        entries.iter().map(|(key, node)| (key, Self::member(&self.path, key, node)))
+    }
+
+    fn member(path: &str, key: &Key, node: &'a Node) -> Self {
+        let place = if matches!(node.value, Value::Null) { key.place } else { node.place };
+        Self { value: &node.value, place, path: join(path, &key.name) }
     }
 }
 
@@ -138,8 +198,7 @@ pub(super) struct Fields<'a> {
 impl<'a> Fields<'a> {
     pub(super) fn get(&self, name: &str) -> Option<Entry<'a>> {
         let (key, node) = self.entries.iter().find(|(key, _)| key.name == name)?;
-        let place = if matches!(node.value, Value::Null) { key.place } else { node.place };
-        Some(Entry { value: &node.value, place, path: join(&self.path, name) })
+        Some(Entry::member(&self.path, key, node))
     }
 
     /// Refuses a mapping without the key; `meaning` says what it is for.
@@ -154,6 +213,9 @@ impl<'a> Fields<'a> {
 
 /// `", did you mean …?"`, or nothing where no candidate is near.
 pub(super) fn did_you_mean<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> String {
+    if name.len() > MAX_HINTED {
+        return String::new();
+    }
     let farthest = (name.chars().count() / 3).max(1);
     candidates
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
@@ -161,6 +223,10 @@ pub(super) fn did_you_mean<'c>(name: &str, candidates: impl Iterator<Item = &'c 
         .min()
         .map(|(_, candidate)| format!(", did you mean `{candidate}`?"))
         .unwrap_or_default()
+}
+
+pub(super) fn written_twice(first: Place) -> String {
+    format!("written twice, first on line {}: keep one", first.line)
 }
 
 fn join(path: &str, name: &str) -> String {

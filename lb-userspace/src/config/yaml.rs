@@ -4,9 +4,11 @@
 //! that is wrong. Plain scalars are typed by the YAML 1.2 core schema: `on` is text, `80` a number.
 
 use std::fmt;
+use std::thread;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
+use serde_saphyr::budget::BudgetBreach;
+use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{DefaultMessageFormatter, Error, MessageFormatter, Spanned};
 
 use super::Place;
@@ -43,10 +45,54 @@ pub(super) struct SyntaxError {
     pub(super) message: String,
 }
 
-/// Reads one document; an empty text is `Null`.
-pub(super) fn read(text: &str) -> Result<Node, SyntaxError> {
+/// The longest text that is read, in bytes.
+pub(super) const MAX_TEXT: usize = 4 << 20;
+
+/// Values and keys of a text, each copy that an alias makes included.
+const MAX_NODES: usize = 100_000;
+
+/// Of the values and keys together, in bytes, each copy that an alias makes included.
+const MAX_SCALARS: usize = 2 * MAX_TEXT;
+
+/// Lists and mappings inside each other.
+const MAX_DEPTH: usize = 64;
+
+/// A level takes up to 50 KiB of it in debug builds.
+const STACK: usize = 16 << 20;
+
+/// What the key `<<` is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum MergeKeys {
+    /// The mapping that is its value is merged into the one that it stands in.
+    Merged,
+    /// A key like any other.
+    Kept,
+}
+
+/// Reads one document; an empty text is `Null`. Time and memory are bounded by the limits above, whatever the text.
+fn read_here(text: &str, merge_keys: MergeKeys) -> Result<Node, SyntaxError> {
+    if text.len() > MAX_TEXT {
+        return Err(SyntaxError { place: Place::START, message: too_long() });
+    }
     let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            max_nodes: MAX_NODES,
+            max_events: 3 * MAX_NODES,
+            max_total_scalar_bytes: MAX_SCALARS,
+            max_documents: 2,
+            // One anchor that is used a thousand times is fine: the copies are counted as nodes.
+            enforce_alias_anchor_ratio: false,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: MAX_NODES,
+            max_replay_stack_depth: MAX_DEPTH,
+        },
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        merge_keys: match merge_keys {
+            MergeKeys::Merged => MergeKeyPolicy::Merge,
+            MergeKeys::Kept => MergeKeyPolicy::AsOrdinary,
+        },
         strict_booleans: true,
         leading_zero_numbers_as_strings: true,
         underscored_numbers_as_strings: true,
@@ -60,10 +106,29 @@ pub(super) fn read(text: &str) -> Result<Node, SyntaxError> {
     })
 }
 
+/// [`read_here`] on a stack that lasts for [`MAX_DEPTH`] in every build, whatever thread this is.
+pub(super) fn read(text: &str, merge_keys: MergeKeys) -> Result<Node, SyntaxError> {
+    thread::scope(|scope| {
+        let thread =
+            thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || read_here(text, merge_keys));
+        match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(error) => {
+                Err(SyntaxError { place: Place::START, message: format!("no thread to read it on: {error}") })
+            }
+        }
+    })
+}
+
+const SECOND_DOCUMENT: &str = "a second YAML document (after `---`): one document a file is read";
+
 /// The library's words, with what to do where a configuration file is likely to meet them.
 fn explain(error: &Error, text: &str, place: Place) -> String {
     if let Error::MultipleDocuments { .. } = error {
-        return "a second YAML document (after `---`): one document a file is read".to_owned();
+        return SECOND_DOCUMENT.to_owned();
+    }
+    if let Some(limit) = exceeded(error) {
+        return limit;
     }
     let message = DefaultMessageFormatter.format_message(error);
     let line = usize::try_from(place.line).ok().and_then(|line| text.lines().nth(line.saturating_sub(1)));
@@ -72,6 +137,36 @@ fn explain(error: &Error, text: &str, place: Place) -> String {
     } else {
         format!("not YAML: {message}")
     }
+}
+
+pub(super) fn too_long() -> String {
+    format!("more than {} MiB: a configuration is shorter", MAX_TEXT >> 20)
+}
+
+/// Which of the limits the text breaks, if that is the error.
+fn exceeded(error: &Error) -> Option<String> {
+    Some(match error.without_snippet() {
+        Error::AliasError { error, .. } => return exceeded(error),
+        Error::AliasReplayLimitExceeded { .. } => {
+            format!("aliases make more than {MAX_NODES} values: write less with fewer aliases")
+        }
+        Error::AliasReplayStackDepthExceeded { .. } => too_deep(),
+        Error::Budget { breach, .. } => match breach {
+            BudgetBreach::Depth { .. } => too_deep(),
+            BudgetBreach::ScalarBytes { .. } => {
+                format!("more than {} MiB of text, aliases written out: shorten it", MAX_SCALARS >> 20)
+            }
+            BudgetBreach::Documents { .. } => SECOND_DOCUMENT.to_owned(),
+            _ => format!(
+                "more than {MAX_NODES} keys and values, aliases written out: split the file or shorten it"
+            ),
+        },
+        _ => return None,
+    })
+}
+
+fn too_deep() -> String {
+    format!("more than {MAX_DEPTH} lists and mappings inside each other: no configuration needs that")
 }
 
 impl From<serde_saphyr::Location> for Place {

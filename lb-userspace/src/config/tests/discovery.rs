@@ -146,3 +146,12 @@ fn static_discovery_takes_no_settings_of_dns() {
         refused(&text, 7, column, &field, "belongs to type: strict_dns: remove the key, or change the type");
     }
 }
+
+#[test]
+fn logical_dns_has_one_host() {
+    let settings = read("{ type: logical_dns, hosts: [\"a.b:80\"], family: v4 }");
+    assert!(settings.logical);
+    assert_eq!((settings.hosts, settings.family), (vec![host("a.b", 80, 1)], DnsFamily::V4));
+    let two = with("{ type: logical_dns, hosts: [\"a.b:80\", \"c.d:80\"] }");
+    refused(&two, 7, 44, "clusters[0].discovery.hosts", "logical_dns has one host");
+}

@@ -1,13 +1,17 @@
-//! Whole files; `discovery` has what is of DNS, `refused` the classes of bad input.
+//! Whole files; `discovery` has what is of DNS, `observed` the admin port and the logs, `refused` the classes of bad
+//! input, `bounds` what is too large, `convert` what Envoy's files become.
 
+mod bounds;
+mod convert;
 mod discovery;
+mod observed;
 mod refused;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{ConfigError, ConfigErrors, Loaded, Place, load, parse};
-use crate::model::{Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode};
+use crate::model::{Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode, WeightedCluster};
 
 /// One listener and one cluster; each test adds to or changes its lines.
 const MINIMAL: &str = "\
@@ -72,11 +76,11 @@ fn minimal_file_has_the_defaults() {
         name: "http".into(),
         address: address("0.0.0.0:80"),
         stat_prefix: "http".into(),
-        clusters: vec![crate::model::WeightedCluster { name: "gateway".into(), weight: 1 }],
+        clusters: vec![WeightedCluster { name: "gateway".into(), weight: 1 }],
+        idle_timeout: Some(Duration::from_secs(3600)),
         connect_attempts: None,
         max_connection_duration: None,
-        access_logs: Vec::new(),
-        idle_timeout: Some(Duration::from_secs(3600)),
+        access_logs: vec![],
     };
     assert_eq!(config.listeners, [listener]);
     let cluster = Cluster {
@@ -173,6 +177,7 @@ fn every_policy_and_mode_is_known() {
         ("random", LbPolicy::Random),
         ("maglev", LbPolicy::Maglev),
         ("source_ip", LbPolicy::SourceIp),
+        ("least_request", LbPolicy::LeastRequest),
     ];
     for (word, policy) in policies {
         assert_eq!(ok(&cluster_with(&format!("lb_policy: {word}"))).config.clusters[0].lb_policy, policy);
@@ -209,7 +214,7 @@ listeners:
     idle_timeout: 5
 clusters:
   - name: gateway
-    discovery: { type: static, hosts: [] }
+    discovery: { type: static, hosts: [7] }
     health_check: { type: tcp }
 ",
         "bad.yaml",
@@ -217,7 +222,7 @@ clusters:
     .unwrap_err();
     let shown = errors.to_string();
     let begins: Vec<&str> = shown.lines().map(|line| line.split(": ").next().unwrap()).collect();
-    let places = ["bad.yaml:3:14", "bad.yaml:4:14", "bad.yaml:5:19", "bad.yaml:8:39", "bad.yaml:9:5"];
+    let places = ["bad.yaml:3:14", "bad.yaml:4:14", "bad.yaml:5:19", "bad.yaml:8:40", "bad.yaml:9:5"];
     assert_eq!(begins, places, "{shown}");
 }
 
@@ -230,7 +235,13 @@ fn text_that_is_no_yaml() {
 
 #[test]
 fn empty_file() {
-    refused("", 1, 1, "", "needs a mapping with the keys datapath, listeners, clusters; found nothing");
+    refused(
+        "",
+        1,
+        1,
+        "",
+        "needs a mapping with the keys datapath, listeners, clusters, admin, access_log; found nothing",
+    );
 }
 
 #[test]
@@ -238,12 +249,6 @@ fn file_that_cannot_be_read() {
     let path = std::env::temp_dir().join("headgate-no-such-file.yaml");
     let errors = load(&path).unwrap_err().to_string();
     assert!(errors.starts_with(&format!("{}: cannot read: ", path.display())), "{errors}");
-}
-
-#[test]
-fn envoy_bootstrap() {
-    let text = "admin: {}\nstatic_resources:\n  listeners: []\n";
-    refused(text, 2, 1, "static_resources", "an Envoy bootstrap: not supported yet");
 }
 
 #[test]

@@ -57,9 +57,9 @@ fn empty_lists() {
     let no_clusters = format!("{}clusters: []\n", MINIMAL.split("clusters:").next().unwrap());
     refused(&no_clusters, 5, 11, "clusters", "give at least one cluster");
     refused(
-        &minimal_with(7, "    discovery: { type: static, hosts: [] }"),
+        &minimal_with(7, "    discovery: { type: strict_dns, hosts: [] }"),
         7,
-        39,
+        43,
         "clusters[0].discovery.hosts",
         "give at least one host",
     );
@@ -212,7 +212,7 @@ fn bad_words() {
         7,
         24,
         "clusters[0].discovery.type",
-        "`eds` is not accepted; accepted: static, strict_dns",
+        "`eds` is not accepted; accepted: static, strict_dns, logical_dns",
     );
 }
 
@@ -252,14 +252,10 @@ fn bad_datapath_values() {
 
 #[test]
 fn what_is_not_supported_yet() {
-    refused(&format!("{MINIMAL}admin: {{ address: 127.0.0.1:8001 }}\n"), 8, 1, "admin", "not supported yet");
-    refused(&format!("{MINIMAL}access_log: {{}}\n"), 8, 1, "access_log", "not supported yet");
     let cases = [
         ("health_check: { type: tcp }", 5, "health_check"),
         ("outlier: { ejection: 30s }", 5, "outlier"),
         ("panic_threshold: 50", 5, "panic_threshold"),
-        ("lb_policy: least_request", 16, "lb_policy"),
-        ("max_connections: 10", 22, "max_connections"),
         ("slow_start: 5s", 17, "slow_start"),
         ("on_removed: reset", 17, "on_removed"),
         ("on_unhealthy: reset", 19, "on_unhealthy"),

@@ -261,7 +261,7 @@ async fn an_answer_before_the_end_of_the_upload_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_connection_is_closed_also_a_half_closed_one() {
+async fn an_idle_connection_is_reset_also_a_half_closed_one() {
     let backend = server(V4, |mut stream| async move {
         stream.read_to_end(&mut Vec::new()).await.unwrap();
         // Says nothing until the proxy closes.
@@ -271,11 +271,11 @@ async fn an_idle_connection_is_closed_also_a_half_closed_one() {
     let mut listener = listener((V4, 0).into(), backends(&[backend]));
     listener.idle_timeout = Some(Duration::from_millis(100));
     let (proxy, address) = start(listener);
-    let open = TcpStream::connect(address).await.unwrap();
+    let mut open = TcpStream::connect(address).await.unwrap();
     let mut half_closed = TcpStream::connect(address).await.unwrap();
     half_closed.shutdown().await.unwrap();
-    assert_eq!(read_all(open).await, b"");
-    assert_eq!(read_all(half_closed).await, b"");
+    assert_eq!(read_to_reset(&mut open).await, b"");
+    assert_eq!(read_to_reset(&mut half_closed).await, b"");
     within(proxy.drained()).await;
     assert_eq!(proxy.counts().get(Counter::IdleTimeout), 2);
 }

@@ -1,0 +1,181 @@
+//! Where the endpoints of a cluster come from: its `type` or `cluster_type`, and its members.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use super::dns::{self, CLUSTER_FAMILIES, DNS_CLUSTER, DNS_CLUSTER_FAMILIES};
+use super::endpoints::{self, Member};
+use super::import::Import;
+use super::message::{self, Message};
+use super::schema::{Field, read};
+use super::{address, extension, value, weights};
+use crate::config::tree::Entry;
+use crate::model::{Discovery, DnsHost, Endpoint, StrictDns};
+
+/// Keys that are for discovery by DNS.
+const DNS_KEYS: [&str; 7] = [
+    "dns_refresh_rate",
+    "dns_jitter",
+    "dns_failure_refresh_rate",
+    "respect_dns_ttl",
+    "dns_lookup_family",
+    "dns_resolution_config",
+    "typed_dns_resolver_config",
+];
+
+const NO_DNS: &str = "the cluster does not ask DNS by it";
+
+const CLUSTER_TYPE: &[Field] = &[read("name"), read("typed_config"), read("config")];
+
+/// In the order of their numbers.
+const TYPES: [&str; 5] = ["STATIC", "STRICT_DNS", "LOGICAL_DNS", "EDS", "ORIGINAL_DST"];
+
+/// How the endpoints are found.
+enum Method {
+    Static,
+    /// The hosts are still missing.
+    Dns(StrictDns),
+}
+
+/// Of the cluster at `entry`. `None` with something reported.
+pub(super) fn read_discovery(
+    entry: &Entry<'_>,
+    fields: &Message<'_>,
+    import: &mut Import<'_>,
+) -> Option<Discovery> {
+    let method = match fields.one_of(&["type", "cluster_type"], import) {
+        None => Method::Static,
+        Some(kind) if fields.get("type").is_some() => old_type(kind, fields, import)?,
+        Some(kind) => cluster_type(kind, fields, import)?,
+    };
+    if matches!(method, Method::Static) || fields.get("cluster_type").is_some_and(has_config) {
+        for entry in DNS_KEYS.iter().filter_map(|key| fields.get(key)) {
+            import.ignore(entry, NO_DNS);
+        }
+    }
+    let mark = import.mark();
+    let source = fields.one_of(&["load_assignment", "hosts"], import).unwrap_or(entry);
+    let members = match (fields.get("load_assignment"), fields.get("hosts")) {
+        (Some(assignment), _) => endpoints::assignment(assignment, import),
+        (None, Some(hosts)) => endpoints::hosts(hosts, import),
+        (None, None) => Vec::new(),
+    };
+    if members.is_empty() {
+        if import.failed_since(mark) {
+            return None;
+        }
+        if matches!(method, Method::Dns(_)) {
+            import.refuse(source, "no name to ask for: give one, or remove the cluster and its listeners");
+            return None;
+        }
+        import.warn(source, "no endpoint that can be used: its connections are closed at once");
+    }
+    match method {
+        Method::Static => Some(Discovery::Static(static_endpoints(&members, import))),
+        Method::Dns(settings) => with_hosts(settings, source, &members, import).map(Discovery::StrictDns),
+    }
+}
+
+fn old_type(entry: &Entry<'_>, fields: &Message<'_>, import: &mut Import<'_>) -> Option<Method> {
+    let method = match TYPES[value::word(entry, &TYPES, import)?] {
+        "STATIC" => Method::Static,
+        "STRICT_DNS" => Method::Dns(dns::settings(fields, CLUSTER_FAMILIES, import)),
+        "LOGICAL_DNS" => Method::Dns(logical(dns::settings(fields, CLUSTER_FAMILIES, import))),
+        other => {
+            import.refuse(entry, format!("{other}: only STATIC, STRICT_DNS and LOGICAL_DNS are supported"));
+            return None;
+        }
+    };
+    import.honour(entry);
+    Some(method)
+}
+
+fn cluster_type(entry: &Entry<'_>, fields: &Message<'_>, import: &mut Import<'_>) -> Option<Method> {
+    let message = message::read(entry, CLUSTER_TYPE, import)?;
+    if message.get("name").is_none() {
+        import.error(entry, "needs a name");
+        return None;
+    }
+    let extension = extension::read(entry, &message, import)?;
+    let method = match (extension.kind, &extension.config) {
+        ("envoy.extensions.clusters.dns.v3.DnsCluster", Some(config)) => {
+            let fields = message::read(config, DNS_CLUSTER, import)?;
+            Method::Dns(dns::settings(&fields, DNS_CLUSTER_FAMILIES, import))
+        }
+        ("envoy.cluster.static", None) => Method::Static,
+        ("envoy.cluster.strict_dns", None) => Method::Dns(dns::settings(fields, CLUSTER_FAMILIES, import)),
+        ("envoy.cluster.logical_dns", None) => {
+            Method::Dns(logical(dns::settings(fields, CLUSTER_FAMILIES, import)))
+        }
+        (other, _) => {
+            import.refuse(
+                &extension.place,
+                format!("the cluster type {other} is not supported: DnsCluster is"),
+            );
+            return None;
+        }
+    };
+    import.honour(&extension.place);
+    Some(method)
+}
+
+/// Whether the cluster type has settings, which take the place of the cluster's own.
+fn has_config(entry: &Entry<'_>) -> bool {
+    entry.members().any(|(key, _)| matches!(key.name.as_str(), "typed_config" | "typedConfig"))
+}
+
+fn logical(settings: StrictDns) -> StrictDns {
+    StrictDns { logical: true, ..settings }
+}
+
+fn static_endpoints(members: &[Member<'_>], import: &mut Import<'_>) -> Vec<Endpoint> {
+    let mut found: Vec<(SocketAddr, u64)> = Vec::new();
+    let mut indices = HashMap::new();
+    for member in members {
+        let at = &member.at;
+        let address =
+            address::ip_address(at, import).and_then(|address| address::backend(address, &at.entry, import));
+        let Some(address) = address else { continue };
+        let index = *indices.entry(address).or_insert(found.len());
+        match found.get_mut(index) {
+            Some(earlier) => {
+                earlier.1 += u64::from(member.weight);
+                import.approximate(&at.entry, "the same address as before: the weights are added");
+            }
+            None => found.push((address, u64::from(member.weight))),
+        }
+    }
+    let weights = fitted(members, found.iter().map(|(_, weight)| *weight), import);
+    found.iter().zip(weights).map(|((address, _), weight)| Endpoint { address: *address, weight }).collect()
+}
+
+fn with_hosts(
+    settings: StrictDns,
+    source: &Entry<'_>,
+    members: &[Member<'_>],
+    import: &mut Import<'_>,
+) -> Option<StrictDns> {
+    if settings.logical && members.len() > 1 {
+        import.error(source, "LOGICAL_DNS has exactly one endpoint: keep one, or use STRICT_DNS");
+        return None;
+    }
+    let found = dns::hosts(members, import);
+    let weights = fitted(members, found.iter().map(|(_, _, weight)| *weight), import);
+    let hosts =
+        found.into_iter().zip(weights).map(|((name, port, _), weight)| DnsHost { name, port, weight });
+    Some(StrictDns { hosts: hosts.collect(), ..settings })
+}
+
+/// The weights in Headgate's range; the keys that gave them are judged.
+fn fitted(members: &[Member<'_>], weights: impl Iterator<Item = u64>, import: &mut Import<'_>) -> Vec<u32> {
+    let weights: Vec<u64> = weights.collect();
+    let (fitted, exact) = weights::fit(&weights);
+    for entry in members.iter().filter_map(|member| member.weight_entry.as_ref()) {
+        if exact {
+            import.honour(entry);
+        } else {
+            import.approximate(entry, "scaled to 1 to 256, the largest of the cluster to 256");
+        }
+    }
+    fitted
+}
