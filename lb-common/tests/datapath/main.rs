@@ -3,6 +3,7 @@
 mod answers;
 mod balancing;
 mod equal;
+mod events;
 mod formats;
 mod handshake;
 mod icmp;

@@ -434,3 +434,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_logical_cluster_has_one_endpoint_that_stays_as_long_as_it_is_in_the_answers() {
+    let mut machine = Machine::new(&StrictDns { logical: true, ..settings(&["gw.test"]) });
+    machine.answer([v4(found(&["10.0.0.3", "10.0.0.2"]))]);
+    let first = machine.set();
+    assert_eq!(first.len(), 1);
+    let other = if first == ["10.0.0.2"] { "10.0.0.3" } else { "10.0.0.2" };
+    let step = machine.answer([v4(found(&[other, &first[0], "10.0.0.1"]))]);
+    assert!(!step.endpoints_changed);
+    assert_eq!(machine.set(), first);
+    let step = machine.answer([v4(found(&[other]))]);
+    assert!(step.endpoints_changed);
+    assert_eq!(machine.set(), [other]);
+}
