@@ -12,6 +12,7 @@ pub mod cmd;
 pub mod curl;
 pub mod discovery;
 pub mod dnsmasq;
+pub mod echo;
 pub mod envoy;
 pub mod faults;
 pub mod gateway;
