@@ -468,6 +468,8 @@ macro_rules! host_tables {
                 false
             }
 
+            fn occupy(&self, _set: u32) {}
+
             fn flow_set(&self, index: u32) -> Option<SetRef<'_, $address>> {
                 self.$family.flows.set(index)
             }

@@ -463,6 +463,16 @@ pub fn insert_in<'t, A: Address>(
     false
 }
 
+/// Sets of a group, of which one bit says whether there may be entries in it: 48 KiB, so that the agent can map each by
+/// itself.
+pub const fn group_sets<A: Address>() -> u32 {
+    const GROUP: usize = 48 << 10;
+    (GROUP / size_of::<FlowSet<A>>()) as u32
+}
+
+/// Words of a family that hold the bits of the groups of the largest table.
+pub const GROUP_WORDS: u32 = 256;
+
 /// Which entry of the work room [`Tables::insert`] puts into the table, and [`Tables::settle`].
 pub mod which {
     /// [`crate::work::Work::forward`].
@@ -549,6 +559,7 @@ pub fn settle<A: Address, T: Tables<A>>(tables: &T, index: u32, tag: u32, how: u
     let way =
         if how & which::EVICT == 0 { set.take_way(tag) } else { evict(tables, set, tag, work.env.get().now) };
     let Some(room) = set.room(way) else { return inserted::FULL };
+    tables.occupy(index);
     let is_stray = tag & 1 != 0;
     if is_stray {
         add_stray(tables, &flow.get().key, true);

@@ -46,6 +46,9 @@ pub mod names {
     pub const SNAT_ADDRESSES: &str = "SNAT_ADDRESSES";
     /// SNAT ports: ARRAY of [u16; 4], network byte order: a value takes 8 bytes in any case.
     pub const SNAT_PORTS: &str = "SNAT_PORTS";
+    /// Groups of sets of the flow tables that may have entries, a bit for each: ARRAY of u64, [`crate::table::GROUP_WORDS`] for
+    /// IPv4, then as many for IPv6.
+    pub const OCCUPIED: &str = "OCCUPIED";
     /// ARRAY of one [`super::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
     /// Flows of each family: ARRAY of [`super::Live`], index 0 IPv4, 1 IPv6.
@@ -343,6 +346,9 @@ pub trait Tables<A: Address> {
     fn flow_sets(&self) -> u32;
     /// What the hashes of the flow table begin with.
     fn seed(&self) -> u64;
+    /// Notes that there may be entries in a set from now on, where the agent looks for them. Comes after the way is taken: who
+    /// finds a set empty takes the note away first and then looks again.
+    fn occupy(&self, set: u32);
     /// A set of the flow table.
     fn flow_set(&self, index: u32) -> Option<SetRef<'_, A>>;
 

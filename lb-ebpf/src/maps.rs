@@ -11,7 +11,7 @@ use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use lb_common::event::{self, Event};
-use lb_common::table::{self, FlowSet, SetRef, sets};
+use lb_common::table::{self, FlowSet, GROUP_WORDS, SetRef, sets};
 use lb_common::tables::{
     Active, Backend, EVENT_BYTES, Failed, Live, MAX_BACKENDS, MAX_CLUSTERS, MAX_NEXT_HOPS, MAX_ROUTES,
     MAX_SERVICE_IDS, MAX_SERVICES, MAX_SLOTS, MAX_SNAT_ADDRESSES, MAX_SNAT_PORTS, NextHop, Opened,
@@ -75,6 +75,8 @@ static SNAT_ADDRESSES: Array<[u32; 4], { MAX_SNAT_ADDRESSES as usize }> = Array:
 #[btf_map]
 static SNAT_PORTS: Array<[u16; PORTS_A_VALUE as usize], { (MAX_SNAT_PORTS / PORTS_A_VALUE) as usize }> =
     Array::new();
+#[btf_map]
+static OCCUPIED: Array<u64, { 2 * GROUP_WORDS as usize }, MAPPED> = Array::new();
 #[btf_map]
 static SETTINGS: Array<Settings, 1, MAPPED> = Array::new();
 #[btf_map]
@@ -353,6 +355,20 @@ impl<A: Family> Tables<A> for KernelTables<A> {
     fn has_ordered_stores(&self) -> bool {
         // SAFETY: as above.
         unsafe { (&raw const ORDERED_STORES).read_volatile() != 0 }
+    }
+
+    #[inline(always)]
+    fn occupy(&self, set: u32) {
+        use core::intrinsics::{AtomicOrdering, atomic_or};
+        let group = set / table::group_sets::<A>();
+        let Some(word) = OCCUPIED.get_ptr_mut(A::INDEX * GROUP_WORDS + group / 64) else { return };
+        let bit = 1u64 << (group % 64);
+        // SAFETY: an aligned u64 that programs and agent change atomically. Mostly the bit is set, and nothing to be done.
+        unsafe {
+            if word.read_volatile() & bit == 0 {
+                atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(word, bit);
+            }
+        }
     }
 
     #[inline(always)]

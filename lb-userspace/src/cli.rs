@@ -66,6 +66,8 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Has the agent open its access logs anew, after a rotation has renamed them. As SIGUSR1 does.
+    ReopenLogs,
     /// Takes programs, links and maps away; kernel flows end.
     Unload,
 }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use crate::access_log::{AccessLogs, Flags, Kind, Record, Rung, reason};
 use crate::proxy::Observer;
@@ -19,6 +20,8 @@ pub struct Connections {
     clusters: RwLock<HashMap<Arc<str>, Arc<ClusterCounts>>>,
     /// Of xdp, tc and the proxy.
     rungs: [Totals; 3],
+    /// As above: those that never had a backend.
+    without_backend: [AtomicU64; 3],
 }
 
 /// Connections that are over.
@@ -60,8 +63,6 @@ pub struct ClusterCounts {
     pub over: Totals,
     /// Of these, the ones that the backend was the last to end.
     pub backend_last: AtomicU64,
-    /// The last attempt of a kernel flow, which its backend did not answer in time.
-    pub unanswered: AtomicU64,
     /// All attempts have failed.
     pub attempts_exceeded: AtomicU64,
     pub overflow: AtomicU64,
@@ -72,7 +73,13 @@ pub struct ClusterCounts {
 
 impl Connections {
     pub fn new(logs: AccessLogs) -> Self {
-        Self { logs, listeners: RwLock::default(), clusters: RwLock::default(), rungs: Default::default() }
+        Self {
+            logs,
+            listeners: RwLock::default(),
+            clusters: RwLock::default(),
+            rungs: Default::default(),
+            without_backend: Default::default(),
+        }
     }
 
     /// The counts of a listener, which begin with the first question.
@@ -100,13 +107,19 @@ impl Connections {
         &self.rungs[rung as usize]
     }
 
+    /// Connections of a rung that are over and never had a backend.
+    pub fn without_backend(&self, rung: Rung) -> u64 {
+        self.without_backend[rung as usize].load(Relaxed)
+    }
+
     fn count(&self, record: &Record) {
         let listener = self.listener(&record.listener);
         listener.over.add(record);
         listener.length_ms.record(record.duration.as_millis() as u64);
         self.rung(record.rung).add(record);
-        if record.rung != Rung::Proxy && record.upstream_local.is_none() {
-            listener.without_backend.fetch_add(1, Relaxed);
+        if record.upstream_local.is_none() {
+            self.without_backend[record.rung as usize].fetch_add(1, Relaxed);
+            listener.without_backend.fetch_add((record.rung != Rung::Proxy).into(), Relaxed);
         }
         let count = |counter: &AtomicU64, happened: bool| counter.fetch_add(happened.into(), Relaxed);
         count(&listener.no_route, record.flags.contains(Flags::NR) || record.flags.contains(Flags::NC));
@@ -116,11 +129,11 @@ impl Connections {
         let cluster = self.cluster(name);
         let failed = record.flags.contains(Flags::URX);
         count(&cluster.attempts_exceeded, failed);
-        count(&cluster.unanswered, failed && record.failure.is_none() && record.rung != Rung::Proxy);
         count(&cluster.overflow, record.flags.contains(Flags::UO));
         count(&cluster.none_healthy, record.flags.contains(Flags::UH));
         if record.upstream_local.is_none() {
-            if failed {
+            // The proxy tells of each attempt.
+            if failed && record.rung != Rung::Proxy {
                 cluster.length_ms.record(record.duration.as_millis() as u64);
             }
             return;
@@ -156,5 +169,9 @@ impl Observer for Connections {
             Kind::Start | Kind::Connected | Kind::Periodic => {}
         }
         self.logs.log(record);
+    }
+
+    fn attempt_failed(&self, cluster: &Arc<str>, after: Duration) {
+        self.cluster(cluster).length_ms.record(after.as_millis() as u64);
     }
 }

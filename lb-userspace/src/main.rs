@@ -42,6 +42,7 @@ fn execute(cli: Cli) -> Result<()> {
             let status = admin::read(&places.run_dir, &Question::Status)?;
             if output.json { pretty(&status)? } else { views::status(&status) }
         }
+        Command::ReopenLogs => return admin::read(&places.run_dir, &Question::ReopenLogs),
         Command::Backends(output) => {
             let backends = admin::read(&places.run_dir, &Question::Backends)?;
             if output.json { pretty(&backends)? } else { views::backends(&backends) }

@@ -77,7 +77,7 @@ impl Drop for Envoy {
 }
 
 /// `$ENVOY`, or the one that `cargo xtask setup` unpacks for this clone.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("ENVOY") {
         return Ok(path.into());
     }

@@ -14,6 +14,7 @@ pub mod discovery;
 pub mod dnsmasq;
 pub mod echo;
 pub mod envoy;
+pub mod envoy_pages;
 pub mod faults;
 pub mod gateway;
 pub mod http;

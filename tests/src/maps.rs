@@ -109,7 +109,7 @@ pub fn flow_table<A: Address>(ebpf: &Ebpf, name: &str) -> Result<FlowTable<A>> {
     let map: Array<_, Settings> = ebpf.map(names::SETTINGS).context("no settings")?.try_into()?;
     let seed = map.get(&0, 0)?.seed;
     let Some(Map::Array(data)) = ebpf.map(name) else { bail!("no array {name}") };
-    FlowTable::new(MapData::from_id(data.info()?.id())?, seed)
+    FlowTable::new(MapData::from_id(data.info()?.id())?, seed, None)
 }
 
 /// Flows that the tables of either family are for.

@@ -36,7 +36,8 @@ enum Seen {
 }
 
 struct World {
-    agent: Agent,
+    /// Goes first.
+    _agent: Agent,
     echoes: Vec<Echo>,
     topology: Topology,
     log: PathBuf,
@@ -62,7 +63,7 @@ impl World {
         }
         let log = std::env::temp_dir().join(format!("{}-access.log", topology.name));
         let agent = Agent::start(&topology, &config(setup, family, &log)).unwrap();
-        Self { agent, echoes, topology, log, setup, family }
+        Self { _agent: agent, echoes, topology, log, setup, family }
     }
 
     fn vip(&self, port: u16) -> SocketAddr {

@@ -33,14 +33,14 @@ fn tell<A: Address>(event: &Event<A>) -> Told {
 
 /// What was told since the last call.
 fn told(world: &World) -> Vec<Told> {
-    let v4 = std::mem::take(&mut *world.tables.v4.events.lock().unwrap());
-    let v6 = std::mem::take(&mut *world.tables.v6.events.lock().unwrap());
+    let v4 = std::mem::take(&mut *world.tables.v4.events.lock().expect("no panic while locked"));
+    let v6 = std::mem::take(&mut *world.tables.v6.events.lock().expect("no panic while locked"));
     v4.iter().map(tell).chain(v6.iter().map(tell)).collect()
 }
 
 /// Connections that are open: of all backends together, and of their clusters.
 fn open(world: &World) -> (u64, u64) {
-    let active = world.tables.active.lock().unwrap();
+    let active = world.tables.active.lock().expect("no panic while locked");
     let sum = |clusters: bool| {
         let of = active.iter().filter(|(index, _)| (**index >= active_of_cluster(0)) == clusters);
         of.map(|(_, active)| Active::sum(active.both)).sum()
@@ -50,7 +50,7 @@ fn open(world: &World) -> (u64, u64) {
 
 /// Sets how many connections each cluster may have.
 fn limit(world: &World, limit: u64) {
-    let mut active = world.tables.active.lock().unwrap();
+    let mut active = world.tables.active.lock().expect("no panic while locked");
     for backend in &world.tables.backends {
         active.entry(active_of_cluster(backend.cluster)).or_default().limit = limit;
     }

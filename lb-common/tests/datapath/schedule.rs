@@ -107,6 +107,9 @@ macro_rules! interleaved {
             fn seed(&self) -> u64 {
                 Tables::<$address>::seed(self.tables)
             }
+            fn occupy(&self, set: u32) {
+                Tables::<$address>::occupy(self.tables, set)
+            }
             fn flow_set(&self, index: u32) -> Option<SetRef<'_, $address>> {
                 self.inner::<$address>().flow_set(index)
             }

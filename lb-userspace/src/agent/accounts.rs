@@ -10,9 +10,8 @@ use lb_common::Rung as KernelRung;
 use lb_common::tables::{Failed, Opened, names};
 
 use crate::access_log::{Record, Rung};
-use crate::agent::kernel_side::Names;
+use crate::agent::kernel_side::KernelSide;
 use crate::connections::{Connections, Totals};
-use crate::datapath::kernel::Kernel;
 use crate::datapath::object::Pins;
 use crate::datapath::sweep::Carried;
 use crate::maps::read::PinnedMaps;
@@ -54,8 +53,8 @@ impl KernelTotals {
     }
 
     /// Adds what was counted of a backend since the last time.
-    pub(super) fn add_backend(&mut self, kernel: &Kernel, index: u32, cluster: &Arc<str>) -> Result<()> {
-        let now = (kernel.opened(index)?, kernel.failed(index)?);
+    pub(super) fn add_backend(&mut self, kernel: &KernelSide, index: u32, cluster: &Arc<str>) -> Result<()> {
+        let now = (kernel.kernel.opened(index)?, kernel.failed(index)?);
         let (opened, failed) = self.last.insert(index, now).unwrap_or_default();
         let opened = Opened { xdp: now.0.xdp - opened.xdp, tc: now.0.tc - opened.tc };
         let of_cluster = self.opened.entry(Arc::clone(cluster)).or_default();
@@ -68,8 +67,8 @@ impl KernelTotals {
     }
 
     /// The same of a service.
-    pub(super) fn add_service(&mut self, kernel: &Kernel, id: u32, listener: &Arc<str>) -> Result<()> {
-        let now = kernel.served(id)?;
+    pub(super) fn add_service(&mut self, kernel: &KernelSide, id: u32, listener: &Arc<str>) -> Result<()> {
+        let now = kernel.kernel.served(id)?;
         let last = self.last_served.insert(id, now).unwrap_or_default();
         let of_listener = self.served.entry(Arc::clone(listener)).or_default();
         *of_listener = add(*of_listener, Opened { xdp: now.xdp - last.xdp, tc: now.tc - last.tc });
@@ -77,11 +76,11 @@ impl KernelTotals {
     }
 
     /// The same of everything that has a name.
-    pub(super) fn add_all(&mut self, kernel: &Kernel, names: &Names) -> Result<()> {
-        for (index, cluster) in names.clusters() {
+    pub(super) fn add_all(&mut self, kernel: &KernelSide) -> Result<()> {
+        for (index, cluster) in kernel.names.clusters() {
             self.add_backend(kernel, index, cluster)?;
         }
-        for (id, listener) in names.listeners() {
+        for (id, listener) in kernel.names.listeners() {
             self.add_service(kernel, id, listener)?;
         }
         Ok(())

@@ -37,7 +37,11 @@ const ANSWER: Duration = Duration::from_secs(60);
 pub enum Question {
     Status,
     Backends,
-    Flows { filter: FlowFilter },
+    Flows {
+        filter: FlowFilter,
+    },
+    /// To have the access logs opened anew.
+    ReopenLogs,
 }
 
 /// Writes an answer. Called beside the agent, since it may take its time.

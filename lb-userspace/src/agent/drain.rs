@@ -24,6 +24,7 @@ impl Agent {
     /// Stops: at once with `--leave-datapath`, else when the flows have ended, at the latest after the longest drain
     /// timeout. A second signal ends the waiting.
     pub(super) async fn stop(mut self, watch: &mut Watch, admin: AdminSocket) -> Result<()> {
+        self.unlink_counts();
         // From here on another agent may take the place.
         drop(admin);
         if self.options.leave_datapath && self.kernel.is_some() {

@@ -27,7 +27,7 @@ impl Agent {
     pub(super) fn hear(&mut self) {
         let Some(kernel) = &mut self.kernel else { return };
         for _ in 0..EVENTS {
-            let told = match kernel.kernel.events.next() {
+            let told = match kernel.kernel.events.take() {
                 Ok(Some(Told::V4(event))) => Heard::of(&event),
                 Ok(Some(Told::V6(event))) => Heard::of(&event),
                 Ok(None) => return,
@@ -44,13 +44,17 @@ impl Agent {
 
     /// What the sweep has found.
     pub(super) fn found(&mut self, all: Vec<(Found, KernelConnection)>) {
+        let Some(kernel) = &mut self.kernel else { return };
+        for (_, connection) in all.iter().filter(|(found, _)| *found == Found::Unanswered) {
+            kernel.count_unanswered(connection.backend_index);
+        }
         let Some(kernel) = &self.kernel else { return };
         for (found, connection) in all {
             let mut record = record(&connection, &kernel.names, monotonic_now());
             match found {
                 Found::Idle => record.local_close = Some(reason::IDLE_TIMEOUT),
                 Found::TooOld => {
-                    record.flags = Flags::DT;
+                    record.flags |= Flags::DT;
                     record.local_close = Some(reason::MAX_DURATION);
                 }
                 Found::Unanswered => fail(&mut record, None),
@@ -176,7 +180,7 @@ impl Heard {
 
 /// The backend has reset an established connection, and so the client was.
 fn backend_reset(record: &mut Record) {
-    record.flags = Flags::UR;
+    record.flags |= Flags::UR;
     record.downstream_close = Close::LocalReset;
     record.upstream_close = Close::RemoteReset;
 }
@@ -209,7 +213,8 @@ fn record(of: &KernelConnection, names: &Names, at: u64) -> Record {
         earlier: Vec::new(),
         listener: names.listener(of.service),
         cluster: names.cluster(of.backend_index),
-        flags: Flags::NONE,
+        // As in Envoy, also where a later attempt has succeeded.
+        flags: if of.attempts > 1 { Flags::UF } else { Flags::NONE },
         attempts: of.attempts,
         termination: None,
         failure: None,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use lb_common::Rung;
 use lb_common::table;
-use lb_common::tables::{active_of_cluster, hop};
+use lb_common::tables::{Failed, active_of_cluster, hop};
 
 use crate::active::Place;
 use crate::agent::Options;
@@ -64,6 +64,8 @@ pub struct KernelSide {
     limits: Limits,
     pub names: Names,
     pub totals: KernelTotals,
+    /// By backend index: last attempts that the agent found unanswered, which no program counts.
+    unanswered: HashMap<u32, u64>,
     /// A change of the maps has failed half-way.
     dirty: bool,
     draining: bool,
@@ -161,6 +163,7 @@ impl KernelSide {
             limits: Limits { last: monotonic_now(), ..Limits::default() },
             names: Names::default(),
             totals,
+            unanswered: HashMap::new(),
             dirty: false,
             draining: false,
         })
@@ -244,6 +247,7 @@ impl KernelSide {
             self.confirm();
             let resized = resize(&self.pins, &network.links, wanted)?;
             self.kernel.replace_tables(resized.loaded)?;
+            self.kernel.recount_active()?;
             failed = resized.failed;
         }
         self.max_flows = wanted;
@@ -298,17 +302,36 @@ impl KernelSide {
 
     /// Counts what has lost its index, which others may have next.
     fn count_released(&mut self) {
-        let Self { totals, names, indices, kernel, .. } = self;
-        let backends = names.clusters().filter(|(index, _)| !indices.backends.is_taken(*index));
-        let services = names.listeners().filter(|(id, _)| !indices.services.is_taken(*id));
-        let backends = backends.map(|(index, cluster)| totals.add_backend(kernel, index, cluster));
-        let mut counted: Result<()> = backends.collect();
-        if counted.is_ok() {
-            counted = services.map(|(id, listener)| totals.add_service(kernel, id, listener)).collect();
-        }
+        let mut totals = std::mem::take(&mut self.totals);
+        let mut backends = self.names.clusters().filter(|(index, _)| !self.indices.backends.is_taken(*index));
+        let mut services = self.names.listeners().filter(|(id, _)| !self.indices.services.is_taken(*id));
+        let counted = backends
+            .try_for_each(|(index, cluster)| totals.add_backend(self, index, cluster))
+            .and_then(|()| services.try_for_each(|(id, listener)| totals.add_service(self, id, listener)));
+        self.totals = totals;
         if let Err(error) = counted {
             log::warn!("reading the counters of the datapath: {error:#}");
         }
+    }
+
+    /// Counts a last attempt that was not answered in time.
+    pub fn count_unanswered(&mut self, backend: u32) {
+        *self.unanswered.entry(backend).or_default() += 1;
+    }
+
+    /// Attempts to reach a backend that failed.
+    pub fn failed(&self, backend: u32) -> Result<Failed> {
+        let counted = self.kernel.failed(backend)?;
+        let unanswered = self.unanswered.get(&backend).copied().unwrap_or(0);
+        Ok(Failed { unanswered: counted.unanswered + unanswered, ..counted })
+    }
+
+    /// Counts what programs and agent have counted of everything that has a name.
+    pub fn count_all(&mut self) -> Result<()> {
+        let mut totals = std::mem::take(&mut self.totals);
+        let counted = totals.add_all(self);
+        self.totals = totals;
+        counted
     }
 
     /// SNAT ports in use towards a backend, as of the last sweep.

@@ -265,6 +265,8 @@ impl Agent {
             }
             sleep(Duration::from_millis(20)).await;
         }
+        kernel.kernel.forget_proxied();
+        kernel.kernel.recount_active()?;
         kernel.attach(&self.config, &self.network).await?;
         kernel.confirm();
         Ok(kernel)
@@ -381,6 +383,13 @@ impl Agent {
         self.accounts.update(over, open);
         self.last_look = begin;
         self.next_look = begin + (begin.elapsed() * LOOK_PAUSE).max(LOOKING);
+    }
+
+    /// Has connections of the proxy counted by themselves again: the map is another agent's, or goes.
+    fn unlink_counts(&self) {
+        for balancer in self.balancers.values() {
+            balancer.move_to(None, |_| None);
+        }
     }
 
     /// Has connections of the proxy counted beside those of the kernel.

@@ -33,6 +33,10 @@ impl Agent {
                     Ok(serde_json::to_writer(out, &backends)?)
                 })
             }
+            Question::ReopenLogs => {
+                self.connections.logs.reopen();
+                Box::new(|out| Ok(serde_json::to_writer(out, &())?))
+            }
             Question::Flows { filter } => {
                 let listing = self.listing();
                 Box::new(move |mut out| listing.write(&filter, &mut out))

@@ -28,7 +28,7 @@ impl Agent {
         let mut view = View { server: self.server_view(), ..View::default() };
         if !only_server {
             if let Some(kernel) = &mut self.kernel {
-                kernel.totals.add_all(&kernel.kernel, &kernel.names)?;
+                kernel.count_all()?;
             }
             view.listener_manager = self.listener_manager_view();
             view.cluster_manager = self.cluster_manager_view();
@@ -127,10 +127,9 @@ impl Agent {
             Some(kernel) => (kernel.totals.opened(&name), kernel.totals.failed(&name)),
             None => Default::default(),
         };
-        let unanswered = failed.unanswered + counts.unanswered.load(Relaxed);
         let connected = opened + proxied.connections;
-        let timeouts = unanswered + proxied.connect_timeouts;
-        let failures = failed.refused + unanswered + proxied.connect_failures;
+        let timeouts = failed.unanswered + proxied.connect_timeouts;
+        let failures = failed.refused + failed.unanswered + proxied.connect_failures;
         let refused = failures - timeouts;
         let active = balancer.map_or(0, |balancer| balancer.open_connections());
         let total = connected + failures + proxied.connecting;
@@ -168,14 +167,9 @@ impl Agent {
             membership_degraded: 0,
             membership_excluded: 0,
             membership_change: self.changes.membership.get(&cluster.name).copied().unwrap_or(0),
-            update: self.discovery.counts(&cluster.name).map(|counts| UpdateView {
-                attempt: counts.attempts,
-                success: counts.answered,
-                failure: counts.failed,
-                empty: counts.empty,
-                no_rebuild: counts.unchanged,
-            }),
-            lb_healthy_panic: 0,
+            update: Some(self.update_view(cluster)),
+            // Envoy chooses among all of a cluster without a healthy endpoint, and there is none then, too.
+            lb_healthy_panic: counts.none_healthy.load(Relaxed),
             circuit_breakers: CircuitBreakersView {
                 max_connections: cluster.max_connections.map(u64::from),
                 cx_open: cluster.max_connections.is_some_and(|limit| active >= u64::from(limit)),
@@ -185,6 +179,18 @@ impl Agent {
             outlier_detection: None,
             endpoints,
         })
+    }
+
+    /// All 0 for a static cluster, as in Envoy.
+    fn update_view(&self, cluster: &Cluster) -> UpdateView {
+        let counts = self.discovery.counts(&cluster.name).unwrap_or_default();
+        UpdateView {
+            attempt: counts.attempts,
+            success: counts.answered,
+            failure: counts.failed,
+            empty: counts.empty,
+            no_rebuild: counts.unchanged,
+        }
     }
 
     fn endpoint_views(&self, cluster: &Cluster) -> Result<Vec<EndpointView>> {
@@ -198,7 +204,7 @@ impl Agent {
             if let Some(kernel) = &self.kernel
                 && let Some(index) = kernel.backend_index(&name)
             {
-                let (opened, failed) = (kernel.kernel.opened(index)?, kernel.kernel.failed(index)?);
+                let (opened, failed) = (kernel.kernel.opened(index)?, kernel.failed(index)?);
                 connected += opened.xdp + opened.tc;
                 failures += failed.refused + failed.unanswered;
             }
@@ -227,9 +233,10 @@ impl Agent {
     fn headgate_view(&self) -> Result<HeadgateView> {
         let opened = self.kernel.as_ref().map(|kernel| kernel.totals.rungs()).unwrap_or_default();
         let proxied = self.proxy.counts();
+        let without_backend = |rung| self.connections.without_backend(rung);
         let rungs = [
-            (Rung::Xdp, opened.xdp),
-            (Rung::Tc, opened.tc),
+            (Rung::Xdp, opened.xdp + without_backend(Rung::Xdp)),
+            (Rung::Tc, opened.tc + without_backend(Rung::Tc)),
             (Rung::Proxy, proxied.get(crate::proxy::Counter::Accepted)),
         ];
         let rungs = rungs.into_iter().map(|(rung, connections)| RungView {

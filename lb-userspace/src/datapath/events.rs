@@ -20,20 +20,23 @@ impl Events {
         Ok(Self(RingBuf::try_from(map)?))
     }
 
-    /// The oldest event that nobody has read yet.
-    pub fn next(&mut self) -> Result<Option<Told>> {
+    /// Takes the oldest event that nobody has read yet.
+    pub fn take(&mut self) -> Result<Option<Told>> {
         let Some(item) = self.0.next() else { return Ok(None) };
-        Ok(Some(match item.len() {
-            // SAFETY: as many bytes as the type has, of which any are a value; the ring aligns to 8, and an unaligned read
-            // would do as well.
-            len if len == size_of::<Event<V4>>() => {
-                Told::V4(unsafe { item.as_ptr().cast::<Event<V4>>().read_unaligned() })
-            }
-            // SAFETY: as above.
-            len if len == size_of::<Event<V6>>() => {
-                Told::V6(unsafe { item.as_ptr().cast::<Event<V6>>().read_unaligned() })
-            }
-            len => bail!("an event of {len} bytes, which this version does not know"),
-        }))
+        match item.len() {
+            length if length == size_of::<Event<V4>>() => Ok(Some(Told::V4(read(&item)))),
+            length if length == size_of::<Event<V6>>() => Ok(Some(Told::V6(read(&item)))),
+            length => bail!("an event of {length} bytes, which this version does not know"),
+        }
     }
+}
+
+/// The event that these bytes are.
+fn read<A>(bytes: &[u8]) -> Event<A>
+where
+    Event<A>: aya::Pod,
+{
+    assert_eq!(bytes.len(), size_of::<Event<A>>());
+    // SAFETY: as many bytes as the type has, of which any are a value.
+    unsafe { bytes.as_ptr().cast::<Event<A>>().read_unaligned() }
 }

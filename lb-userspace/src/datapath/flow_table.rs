@@ -6,14 +6,19 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use lb_common::table::{self, FlowSet, Place, SetRef, WAYS};
 use lb_common::{Address, Flow, FlowRef, Key};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::datapath::mapped::Mapped;
 
 /// Bytes of a window are a multiple of this: whole pages, and whole sets of either family.
 const UNIT: usize = 3 << 12;
@@ -30,13 +35,48 @@ pub struct FlowTable<A> {
     map: MapData,
     sets: u32,
     seed: u64,
+    /// `None`: any may be.
+    occupied: Option<Occupied>,
     family: PhantomData<A>,
 }
 
+/// Which groups of sets may have entries, as the programs note it.
+#[derive(Clone)]
+pub struct Occupied {
+    words: Arc<Mapped<u64>>,
+    /// The family's first word.
+    first: u32,
+}
+
+impl Occupied {
+    /// Those of the family with that index in [`lb_common::tables::names::LIVE`].
+    pub fn new(words: Arc<Mapped<u64>>, family: u32) -> Self {
+        Self { words, first: family * table::GROUP_WORDS }
+    }
+
+    fn word(&self, group: u32) -> &AtomicU64 {
+        self.words.word(self.first + group / 64, 0)
+    }
+
+    fn has(&self, group: u32) -> bool {
+        self.word(group).load(Ordering::Relaxed) & 1 << (group % 64) != 0
+    }
+
+    fn set(&self, group: u32, occupied: bool) {
+        let bit = 1 << (group % 64);
+        if occupied {
+            self.word(group).fetch_or(bit, Ordering::SeqCst);
+        } else {
+            self.word(group).fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+}
+
 impl<A: Address> FlowTable<A> {
-    /// The table of a map, which hashes with `seed`.
-    pub fn new(map: MapData, seed: u64) -> Result<Self> {
+    /// The table of a map, which hashes with `seed`. With `occupied`, empty parts of it cost nothing.
+    pub fn new(map: MapData, seed: u64, occupied: Option<Occupied>) -> Result<Self> {
         const { assert!(UNIT.is_multiple_of(size_of::<FlowSet<A>>())) };
+        const { assert!(table::group_sets::<A>() as usize * size_of::<FlowSet<A>>() == LOOK) };
         let info = map.info()?;
         ensure!(
             info.value_size() as usize == size_of::<FlowSet<A>>(),
@@ -44,7 +84,7 @@ impl<A: Address> FlowTable<A> {
             info.name_as_str().unwrap_or_default(),
             info.value_size()
         );
-        Ok(Self { sets: info.max_entries(), map, seed, family: PhantomData })
+        Ok(Self { sets: info.max_entries(), map, seed, occupied, family: PhantomData })
     }
 
     /// Number of sets.
@@ -80,25 +120,68 @@ impl<A: Address> FlowTable<A> {
     }
 
     /// The same up to the first error.
-    pub fn try_for_each(&self, mut visit: impl FnMut(&Flow<A>) -> Result<()>) -> Result<()> {
-        let sets = (PASS / size_of::<FlowSet<A>>()) as u32;
-        let mut first = 0;
-        while first < self.sets {
-            let window = Window::<A>::new(self, first, sets)?;
-            for index in first..self.sets.min(first + sets) {
-                let set = window.set(index);
-                if set.is_empty() {
-                    continue;
-                }
-                for way in 0..WAYS {
-                    if let Some(flow) = set.flow(way).and_then(copy) {
-                        visit(&flow)?;
+    pub fn try_for_each(&self, visit: impl FnMut(&Flow<A>) -> Result<()>) -> Result<()> {
+        self.visit(visit, false)
+    }
+
+    /// The same, and notes which parts of the table are empty. Not while another table is taking its place: the notes are
+    /// of both.
+    pub fn for_each_tidying(&self, mut visit: impl FnMut(&Flow<A>)) -> Result<()> {
+        let visit = |flow: &Flow<A>| {
+            visit(flow);
+            Ok(())
+        };
+        self.visit(visit, true)
+    }
+
+    fn visit(&self, mut visit: impl FnMut(&Flow<A>) -> Result<()>, tidy: bool) -> Result<()> {
+        let group_sets = table::group_sets::<A>();
+        for groups in self.occupied_groups() {
+            let (first, end) = (groups.start * group_sets, (groups.end * group_sets).min(self.sets));
+            let window = Window::<A>::new(self, first, end - first)?;
+            for group in groups {
+                let sets = group * group_sets..((group + 1) * group_sets).min(self.sets);
+                let mut used = false;
+                for set in sets.clone().map(|index| window.set(index)).filter(|set| !set.is_empty()) {
+                    used = true;
+                    for way in 0..WAYS {
+                        if let Some(flow) = set.flow(way).and_then(copy) {
+                            visit(&flow)?;
+                        }
                     }
                 }
+                if tidy && !used {
+                    self.vacate(group, sets.map(|index| window.set(index)));
+                }
             }
-            first += sets;
         }
         Ok(())
+    }
+
+    /// Groups of sets that may have entries, in runs that are to be mapped together.
+    fn occupied_groups(&self) -> Vec<Range<u32>> {
+        const RUN: u32 = (PASS / LOOK) as u32;
+        let groups = self.sets.div_ceil(table::group_sets::<A>());
+        let mut runs: Vec<Range<u32>> = Vec::new();
+        for group in (0..groups).filter(|group| self.occupied.as_ref().is_none_or(|of| of.has(*group))) {
+            match runs.last_mut() {
+                Some(run) if run.end == group && run.len() < RUN as usize => run.end += 1,
+                _ => runs.push(group..group + 1),
+            }
+        }
+        runs
+    }
+
+    /// Notes that there are no entries in a group; a program may put one in meanwhile.
+    fn vacate<'t>(&self, group: u32, mut sets: impl Iterator<Item = SetRef<'t, A>>)
+    where
+        A: 't,
+    {
+        let Some(occupied) = &self.occupied else { return };
+        occupied.set(group, false);
+        if sets.any(|set| !set.is_empty()) {
+            occupied.set(group, true);
+        }
     }
 
     /// Calls `visit` with copies of the entry of each flow's direction from the client and, unless it has just come or gone,
@@ -192,6 +275,12 @@ impl<'t, A: Address> Look<'t, A> {
     pub fn insert(&self, flow: &Flow<A>) -> Result<bool> {
         self.reach(&flow.key)?;
         let FlowTable { sets, seed, .. } = *self.table;
+        if let Some(occupied) = &self.table.occupied {
+            let place = Place::of(&flow.key, seed, sets);
+            for set in [place.first, place.second(sets)] {
+                occupied.set(set / table::group_sets::<A>(), true);
+            }
+        }
         let mut flow = *flow;
         Ok(table::insert_in(FlowRef::from_mut(&mut flow), seed, sets, |index| self.mapped(index)))
     }

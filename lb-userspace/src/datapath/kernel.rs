@@ -10,6 +10,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key as RouteKey;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, PerCpuArray};
+use lb_common::flow::mark;
 use lb_common::tables::{
     Active, Backend, Failed, Live, MAX_SNAT_ADDRESSES, NextHop, Opened, Service, ServiceKey, Settings,
     Window, active_of_cluster, hop, names, reason_index,
@@ -18,7 +19,7 @@ use lb_common::{Address, Reason, Rung, V4, V6};
 
 use crate::datapath::contents::{Contents, Prefix, Step};
 use crate::datapath::events::Events;
-use crate::datapath::flow_table::FlowTable;
+use crate::datapath::flow_table::{FlowTable, Occupied};
 use crate::datapath::mapped::Mapped;
 use crate::datapath::object::{Loaded, Rejected};
 use crate::datapath::slots::{REST, SlotSpace};
@@ -42,6 +43,8 @@ pub struct Kernel {
     pub ebpf: Ebpf,
     pub v4: FamilyMaps<V4>,
     pub v6: FamilyMaps<V6>,
+    /// Which parts of the flow tables may have entries.
+    occupied: Arc<Mapped<u64>>,
     clusters: Mapped<Window>,
     slots: Mapped<u32>,
     slot_space: SlotSpace,
@@ -68,8 +71,9 @@ impl Kernel {
     pub fn new(Loaded { mut ebpf, rejected, seed }: Loaded) -> Result<Self> {
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
-        let v4 = family(&mut take, [names::FLOWS4, names::SERVICES4, names::ROUTES4], 0, seed)?;
-        let v6 = family(&mut take, [names::FLOWS6, names::SERVICES6, names::ROUTES6], 1, seed)?;
+        let occupied = Arc::new(Mapped::new(&data(take(names::OCCUPIED)?)?)?);
+        let v4 = family(&mut take, [names::FLOWS4, names::SERVICES4, names::ROUTES4], 0, seed, &occupied)?;
+        let v6 = family(&mut take, [names::FLOWS6, names::SERVICES6, names::ROUTES6], 1, seed, &occupied)?;
         let clusters = Mapped::<Window>::new(&data(take(names::CLUSTERS)?)?)?;
         let slots = Mapped::new(&data(take(names::SLOTS)?)?)?;
         let settings = Mapped::<Settings>::new(&data(take(names::SETTINGS)?)?)?;
@@ -78,6 +82,7 @@ impl Kernel {
         Ok(Self {
             v4,
             v6,
+            occupied,
             clusters,
             slots,
             slot_space,
@@ -104,8 +109,9 @@ impl Kernel {
     pub fn replace_tables(&mut self, Loaded { mut ebpf, rejected, seed }: Loaded) -> Result<()> {
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
-        let v4 = Arc::new(FlowTable::new(data(take(names::FLOWS4)?)?, seed)?);
-        let v6 = Arc::new(FlowTable::new(data(take(names::FLOWS6)?)?, seed)?);
+        let occupied = |family| Some(Occupied::new(Arc::clone(&self.occupied), family));
+        let v4 = Arc::new(FlowTable::new(data(take(names::FLOWS4)?)?, seed, occupied(self.v4.index))?);
+        let v6 = Arc::new(FlowTable::new(data(take(names::FLOWS6)?)?, seed, occupied(self.v6.index))?);
         (self.v4.flows, self.v6.flows, self.ebpf, self.rejected) = (v4, v6, ebpf, rejected);
         Ok(())
     }
@@ -224,6 +230,34 @@ impl Kernel {
         Ok(())
     }
 
+    /// Sets the counts of open flows to what is in the tables: under other indices, after a crash, or after a change of
+    /// tables they are others. By differences, so that flows that come and go meanwhile count, too.
+    pub fn recount_active(&self) -> Result<()> {
+        let mut counted = vec![0u64; self.active.len() as usize];
+        let mut count = |backend: u32| {
+            for index in [backend, active_of_cluster(self.backends.get(backend).cluster)] {
+                counted[index as usize] += 1;
+            }
+        };
+        count_open(&self.v4.flows, &mut count)?;
+        count_open(&self.v6.flows, &mut count)?;
+        for (index, counted) in counted.into_iter().enumerate() {
+            let word = self.active.word(index as u32, BOTH_WORD);
+            let missing = counted.wrapping_sub(u64::from(word.load(Ordering::Relaxed) as u32));
+            if missing != 0 {
+                word.fetch_add(missing, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the connections of an earlier agent's proxy off, which have ended with it.
+    pub fn forget_proxied(&self) {
+        for index in 0..self.active.len() {
+            self.active.word(index, BOTH_WORD).fetch_and(Active::PROXIED - 1, Ordering::Relaxed);
+        }
+    }
+
     /// Backends in use, by index: what an earlier agent left.
     pub fn backends(&self) -> HashMap<u32, Backend> {
         (1..self.backends.len())
@@ -323,6 +357,16 @@ impl Kernel {
     }
 }
 
+/// Calls `count` with the backend of each connection that is open.
+fn count_open<A: Address>(table: &FlowTable<A>, count: &mut impl FnMut(u32)) -> Result<()> {
+    const OPEN: u64 = mark::ESTABLISHED;
+    table.for_each(|flow| {
+        if flow.word & (mark::ESTABLISHED | mark::REVERSE | mark::ENDED) == OPEN {
+            count(flow.backend.into());
+        }
+    })
+}
+
 fn sum_opened(per_cpu: &[Opened]) -> Opened {
     per_cpu.iter().fold(Opened::default(), |sum, one| Opened { xdp: sum.xdp + one.xdp, tc: sum.tc + one.tc })
 }
@@ -338,12 +382,17 @@ fn family<A: Address + aya::Pod>(
     [flows, services, routes]: [&str; 3],
     index: u32,
     seed: u64,
+    occupied: &Arc<Mapped<u64>>,
 ) -> Result<FamilyMaps<A>>
 where
     ServiceKey<A>: aya::Pod,
 {
     Ok(FamilyMaps {
-        flows: Arc::new(FlowTable::new(data(take(flows)?)?, seed)?),
+        flows: Arc::new(FlowTable::new(
+            data(take(flows)?)?,
+            seed,
+            Some(Occupied::new(Arc::clone(occupied), index)),
+        )?),
         services: BpfHashMap::try_from(take(services)?)?,
         routes: LpmTrie::try_from(take(routes)?)?,
         index,

@@ -45,6 +45,7 @@ const PINNED: &[&str] = &[
     names::NEXT_HOPS,
     names::SNAT_ADDRESSES,
     names::SNAT_PORTS,
+    names::OCCUPIED,
     names::SETTINGS,
     names::LIVE,
     names::REASONS,

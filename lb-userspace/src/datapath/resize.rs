@@ -20,6 +20,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ use lb_common::{Address, Flow, Key, V4, V6};
 use rustix::thread::{MembarrierCommand, membarrier};
 
 use crate::datapath::attach;
-use crate::datapath::flow_table::{FlowTable, Look};
+use crate::datapath::flow_table::{FlowTable, Look, Occupied};
 use crate::datapath::kernel::monotonic_now;
 use crate::datapath::mapped::Mapped;
 use crate::datapath::object::{self, FLOW_TABLES, Loaded, Pins};
@@ -124,7 +125,13 @@ fn open(pin: &Path) -> Result<MapData> {
 
 /// The old table of that name, and the new one.
 fn tables<A: Address>(pins: &Pins, name: &str, seed: u64) -> Result<[FlowTable<A>; 2]> {
-    Ok([FlowTable::new(open(&pins.map(name))?, seed)?, FlowTable::new(open(&pins.next(name))?, seed)?])
+    let family = u32::from(A::V6);
+    let occupied = Arc::new(Mapped::<u64>::new(&open(&pins.map(names::OCCUPIED))?)?);
+    let occupied = || Some(Occupied::new(Arc::clone(&occupied), family));
+    Ok([
+        FlowTable::new(open(&pins.map(name))?, seed, occupied())?,
+        FlowTable::new(open(&pins.next(name))?, seed, occupied())?,
+    ])
 }
 
 /// The steps with tables that are pinned beside the old ones.

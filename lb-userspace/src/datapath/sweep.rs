@@ -290,7 +290,7 @@ fn sweep<A: Address + Into<IpAddr>>(
 ) -> Result<u64> {
     const OPEN: u64 = mark::ESTABLISHED;
     let (mut candidates, mut due) = (Vec::new(), Vec::new());
-    table.for_each(|flow| {
+    table.for_each_tidying(|flow| {
         usage.add(flow, moved);
         if limits.end(flow, flow.last_seen, now).is_some() {
             candidates.push(*flow);

@@ -251,7 +251,7 @@ impl State {
             // The one that there is stays as long as it may, so that connections do not wander with the order of answers.
             let present = self.endpoints.iter().map(|endpoint| endpoint.address);
             let kept = present.into_iter().find(|address| set.contains_key(address));
-            let kept = kept.or(set.keys().next().copied());
+            let kept = kept.or_else(|| set.keys().next().copied());
             set.retain(|address, _| Some(*address) == kept);
         }
         let new: Vec<Endpoint> =

@@ -104,6 +104,8 @@ where
         false
     }
 
+    fn occupy(&self, _set: u32) {}
+
     fn flow_set(&self, index: u32) -> Option<SetRef<'_, A>> {
         let mut sets = self.sets.borrow_mut();
         let set = match sets.entry(index) {

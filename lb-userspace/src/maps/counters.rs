@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use lb_common::reason::Fate;
+use lb_common::table::{GROUP_WORDS, group_sets};
 use lb_common::tables::{EVENT_BYTES, Live, Settings, names, reason_index};
 use lb_common::{Reason, Rung, V4, V6};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -91,6 +92,35 @@ fn position(map: &MapData, page: u64) -> Result<u64> {
     // SAFETY: the mapping made above, to which there is no reference.
     unsafe { munmap(at, bytes) }.context("unmapping a ring")?;
     Ok(position)
+}
+
+#[derive(Serialize)]
+struct OccupiedRow {
+    family: &'static str,
+    /// Groups of sets, see `lb_common::table::group_sets`.
+    groups: u64,
+    sets_a_group: u32,
+}
+
+pub(super) fn occupied(context: &Context<'_>, json: bool) -> Result<String> {
+    let [v4, v6] = occupied_groups(context)?;
+    let rows = [
+        OccupiedRow { family: V4::NAME, groups: v4, sets_a_group: group_sets::<V4>() },
+        OccupiedRow { family: V6::NAME, groups: v6, sets_a_group: group_sets::<V6>() },
+    ];
+    render(&rows, json, [left("FAMILY"), right("GROUPS"), right("SETS A GROUP")], |row| {
+        [row.family.into(), row.groups.to_string(), row.sets_a_group.to_string()]
+    })
+}
+
+/// Groups that may have entries, of each family.
+pub(super) fn occupied_groups(context: &Context<'_>) -> Result<[u64; 2]> {
+    let words = context.maps.mapped::<u64>(names::OCCUPIED)?;
+    let count = |family: u32| {
+        let words = (family * GROUP_WORDS..(family + 1) * GROUP_WORDS).map(|word| words.get(word));
+        words.map(|word| u64::from(word.count_ones())).sum()
+    };
+    Ok([count(V4::INDEX), count(V6::INDEX)])
 }
 
 /// What becomes of a packet, in one word.

@@ -126,6 +126,7 @@ fn entries(context: &Context<'_>, map: &Description) -> Result<u64> {
         }
         View::SnatAddresses => targets::snat_count(context).into(),
         View::SnatPorts => targets::port_count(context)?.into(),
+        View::Occupied => counters::occupied_groups(context)?.iter().sum(),
         View::Settings => 1,
         View::Live => maps.mapped::<Live>(names::LIVE)?.len().into(),
         View::Reasons => {

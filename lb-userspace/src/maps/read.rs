@@ -74,7 +74,7 @@ impl<'p> PinnedMaps<'p> {
 
     /// A flow table.
     pub fn flows<A: Family>(&self) -> Result<FlowTable<A>> {
-        FlowTable::new(self.data(A::FLOWS)?, self.mapped::<Settings>(names::SETTINGS)?.get(0).seed)
+        FlowTable::new(self.data(A::FLOWS)?, self.mapped::<Settings>(names::SETTINGS)?.get(0).seed, None)
     }
 }
 

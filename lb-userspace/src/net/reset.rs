@@ -88,7 +88,7 @@ impl Reset {
         segment[2..4].copy_from_slice(&self.to.port().to_be_bytes());
         segment[4..8].copy_from_slice(&self.seq.to_be_bytes());
         segment[8..12].copy_from_slice(&self.ack.to_be_bytes());
-        segment[12] = (HEADER / 4 << 4) as u8;
+        segment[12] = ((HEADER / 4) << 4) as u8;
         segment[13] = RST_ACK;
         let check = self.checksum(&segment);
         segment[16..18].copy_from_slice(&check.to_be_bytes());

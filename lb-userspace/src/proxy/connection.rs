@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -63,7 +63,7 @@ async fn carry(
             reset(&client);
             reset(backend);
             (Counter::MaxDuration, |record| {
-                record.flags = Flags::DT;
+                record.flags |= Flags::DT;
                 record.local_close = Some(reason::MAX_DURATION);
             })
         }
@@ -74,7 +74,7 @@ async fn carry(
         End::BackendReset => {
             reset(&client);
             (Counter::BackendReset, |record| {
-                record.flags = Flags::UR;
+                record.flags |= Flags::UR;
                 record.backend_last = true;
                 record.downstream_close = Close::LocalReset;
                 record.upstream_close = Close::RemoteReset;
@@ -114,28 +114,29 @@ async fn connect(
     tally: &Tally,
 ) -> Result<Upward, (Counter, Describe)> {
     let no_cluster: Describe = |record| {
-        record.flags = Flags::NC;
+        record.flags |= Flags::NC;
         record.local_close = Some(reason::NO_CLUSTER);
     };
     let Some(cluster) = choose(listener) else { return Err((Counter::NoBackend, no_cluster)) };
     flow.routed(cluster.name());
     let mut failure: (Counter, Describe) = (Counter::NoBackend, |record| {
-        record.flags = Flags::UH;
+        record.flags |= Flags::UH;
         record.local_close = Some(reason::NO_HEALTHY_UPSTREAM);
     });
     let Some(first) = cluster.pick(flow.client, flow.vip, 0) else { return Err(failure) };
     let Some(admitted) = Admitted::new(cluster) else {
         return Err((Counter::Overflow, |record| {
-            record.flags = Flags::UO;
+            record.flags |= Flags::UO;
             record.local_close = Some(reason::OVERFLOW);
         }));
     };
     let mut next = Some(first);
-    for attempt in 1..=listener.connect_attempts.unwrap_or(cluster.connect_attempts()).max(1) {
+    for attempt in 1..=listener.connect_attempts.unwrap_or_else(|| cluster.connect_attempts()).max(1) {
         let Some(backend) = next.take().or_else(|| cluster.pick(flow.client, flow.vip, attempt - 1)) else {
             break;
         };
         flow.trying(backend.address);
+        let began = Instant::now();
         match connect_to(&backend, cluster.connect_timeout()).await {
             Ok((stream, upstream)) => {
                 flow.established(upstream);
@@ -147,26 +148,20 @@ async fn connect(
                 if why != Counter::ConnectError {
                     backend.stats.failed(why == Counter::ConnectTimeout);
                 }
-                failure = (
-                    Counter::ConnectFailed,
-                    match why {
-                        Counter::ConnectRefused => |record| failed(record, Some(reason::REFUSED)),
-                        Counter::ConnectUnreachable => {
-                            |record| failed(record, Some(reason::NO_ROUTE_TO_HOST))
-                        }
-                        _ => |record| failed(record, None),
-                    },
-                );
+                flow.failed(match why {
+                    Counter::ConnectRefused => Some(reason::REFUSED),
+                    Counter::ConnectUnreachable => Some(reason::NO_ROUTE_TO_HOST),
+                    _ => None,
+                });
+                tally.shared.observer.attempt_failed(&cluster.name(), began.elapsed());
+                failure = (Counter::ConnectFailed, |record| {
+                    record.flags |= Flags::URX;
+                    record.local_close = Some(reason::CONNECT_FAILED);
+                });
             }
         }
     }
     Err(failure)
-}
-
-fn failed(record: &mut Record, why: Option<&'static str>) {
-    record.flags = Flags::UF | Flags::URX;
-    record.failure = why;
-    record.local_close = Some(reason::CONNECT_FAILED);
 }
 
 async fn connect_to(backend: &Backend, limit: Duration) -> Result<(TcpStream, Upstream), Counter> {

@@ -60,6 +60,8 @@ pub(super) struct Flow {
     cluster: OnceLock<Arc<str>>,
     /// Backends that were tried so far.
     tried: Mutex<Vec<SocketAddr>>,
+    /// Why the last attempt failed, if one has; there need not be a word for it.
+    failure: Mutex<Option<Option<&'static str>>>,
     /// When a backend was connected, or the last attempt given up.
     settled: OnceLock<Duration>,
     upstream: OnceLock<Upstream>,
@@ -83,6 +85,11 @@ impl Flow {
     /// That backend is being connected to.
     pub(super) fn trying(&self, backend: SocketAddr) {
         self.tried().push(backend);
+    }
+
+    /// The attempt has failed.
+    pub(super) fn failed(&self, why: Option<&'static str>) {
+        *self.failure.lock().expect("no holder panics") = Some(why);
     }
 
     /// No more attempts.
@@ -109,6 +116,7 @@ impl Flow {
     pub(super) fn record(&self, kind: Kind) -> Record {
         let mut earlier = self.tried().clone();
         let last = earlier.pop();
+        let failure = *self.failure.lock().expect("no holder panics");
         Record {
             kind,
             id: self.id,
@@ -125,9 +133,10 @@ impl Flow {
             earlier,
             listener: Arc::clone(&self.listener.name),
             cluster: self.cluster.get().cloned(),
-            flags: Flags::NONE,
+            // As in Envoy, also where a later attempt has succeeded.
+            flags: if failure.is_some() { Flags::UF } else { Flags::NONE },
             termination: None,
-            failure: None,
+            failure: failure.flatten(),
             local_close: None,
             backend_last: false,
             downstream_close: Close::default(),
@@ -199,6 +208,7 @@ impl FlowTable {
             started: Instant::now(),
             cluster: OnceLock::new(),
             tried: Mutex::default(),
+            failure: Mutex::default(),
             settled: OnceLock::new(),
             upstream: OnceLock::new(),
             closing: AtomicBool::new(false),

@@ -59,11 +59,16 @@ pub struct ProxyListener {
 /// tasks, so it must not block.
 pub trait Observer: Send + Sync + 'static {
     fn tell(&self, record: &Record);
+
+    /// An attempt to connect to a backend of a cluster has failed, so long after it began.
+    fn attempt_failed(&self, cluster: &Arc<str>, after: Duration);
 }
 
 /// Nobody wants to know.
 impl Observer for () {
     fn tell(&self, _record: &Record) {}
+
+    fn attempt_failed(&self, _cluster: &Arc<str>, _after: Duration) {}
 }
 
 impl fmt::Debug for ProxyListener {
