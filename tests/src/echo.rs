@@ -1,4 +1,4 @@
-//! A server that sends back what it gets, and tells how each connection ended.
+//! Servers of bytes alone: one sends back what it gets and tells how each connection ended, one sends as much as is asked for.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -49,6 +49,36 @@ impl Echo {
             .expect("no panic while locked")
             .recv_timeout(limit)
             .context("no connection has ended at the backend")
+    }
+}
+
+/// A server that sends as many bytes as it is asked for: 8 bytes, little endian.
+#[derive(Debug)]
+pub struct Source {
+    listener: TcpListener,
+}
+
+impl Source {
+    pub fn start(host: &Namespace, address: SocketAddr) -> Result<Self> {
+        let listener =
+            host.within(|| TcpListener::bind(address))?.with_context(|| format!("at {address}"))?;
+        let accepting = listener.try_clone()?;
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = accepting.accept() {
+                std::thread::spawn(move || {
+                    let mut asked = [0; 8];
+                    stream.read_exact(&mut asked)?;
+                    std::io::copy(&mut std::io::repeat(7).take(u64::from_le_bytes(asked)), &mut stream)
+                });
+            }
+        });
+        Ok(Self { listener })
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        stop(&self.listener);
     }
 }
 

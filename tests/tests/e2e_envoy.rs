@@ -3,15 +3,23 @@
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use lb_tests::agent::Agent;
 use lb_tests::agent::headgate;
-use lb_tests::cmd::output;
+use lb_tests::cmd::{output, wait_for};
+use lb_tests::dnsmasq::{Dnsmasq, Unknown};
+use lb_tests::echo::Echo;
 use lb_tests::envoy;
 use lb_tests::envoy_pages::{Pages, Run, compare, judge};
 use lb_tests::rung::Rung;
+use lb_tests::scenario::Setup;
+use lb_tests::topology::{Family, Topology};
 
 fn samples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy")
@@ -67,6 +75,64 @@ fn what_envoy_rejects_is_rejected() {
     for file in rejected {
         assert!(!envoy_takes(&file), "Envoy takes {}", file.display());
         assert!(!headgate_takes(&file), "Headgate takes {}", file.display());
+    }
+}
+
+/// The file of 2018 as it is: its name is found by a search domain, on every rung.
+#[test]
+fn the_old_file_serves_a_name_of_a_search_domain() {
+    const NAME: &str = "istio-ingressgateway.istio-system.svc.cluster.test";
+    for setup in [Setup::Xdp, Setup::Tc, Setup::Proxy] {
+        let topology = Topology::new(&setup.options()).unwrap();
+        let dns = Dnsmasq::start(&topology.lb, Ipv4Addr::LOCALHOST.into()).unwrap();
+        let addresses: Vec<IpAddr> = (1..=3).map(|number| Family::V4.backend(number).ip()).collect();
+        let records: Vec<(&str, IpAddr)> = addresses.iter().map(|address| (NAME, *address)).collect();
+        dns.set(&records, Unknown::Absent).unwrap();
+        let mut echoes = Vec::new();
+        for (backend, address) in topology.backends.iter().zip(&addresses) {
+            for port in [80, 443] {
+                echoes.push(Echo::start(backend, SocketAddr::new(*address, port)).unwrap());
+            }
+        }
+        let directory = Runs(std::env::temp_dir().join(format!("{}-resolv", topology.name)));
+        fs::create_dir_all(&directory.0).unwrap();
+        let resolv_conf = directory.0.join("resolv.conf");
+        let text = "nameserver 127.0.0.1\nsearch ns.svc.cluster.test svc.cluster.test cluster.test\noptions ndots:5\n";
+        fs::write(&resolv_conf, text).unwrap();
+        let sample = fs::read_to_string(samples().join("front-v2.yaml")).unwrap();
+        let rung = setup.rung().name();
+        let options = ["--resolv-conf", resolv_conf.to_str().unwrap(), "--datapath", rung];
+        let agent = Agent::start_with(&headgate().unwrap(), &topology, &sample, &options).unwrap();
+        let before = agent.totals().unwrap();
+        assert_eq!(before.0.len(), 6, "{before:?}");
+        for port in [80, 443] {
+            for _ in 0..6 {
+                let vip = SocketAddr::new(Family::V4.vip().ip(), port);
+                let stream = topology.client.within(|| TcpStream::connect(vip)).unwrap();
+                let mut stream: TcpStream = stream.unwrap();
+                stream.write_all(b"hello").unwrap();
+                stream.shutdown(Shutdown::Write).unwrap();
+                let mut back = String::new();
+                stream.read_to_string(&mut back).unwrap();
+                assert_eq!(back, "hello");
+            }
+        }
+        agent.require_carried(&before, setup.rung(), 12).unwrap();
+        // Its access log is stdout, in Envoy's format.
+        wait_for("12 lines", Duration::from_secs(10), || {
+            let log = agent.log();
+            let is_line = |line: &&str| line.contains("] \"- - -\" 0 - 5 5 ");
+            let lines: Vec<&str> = log.lines().filter(is_line).collect();
+            ensure!(lines.len() == 12, "{log}");
+            ensure!(
+                lines.iter().all(|line| line.contains(" - \"-\" \"-\" \"-\" \"-\" \"10.200.")),
+                "{lines:#?}"
+            );
+            Ok(())
+        })
+        .unwrap();
+        let ready = topology.lb.run("curl", &["-s", "http://127.0.0.1:8001/ready"]).unwrap();
+        assert_eq!(ready, "LIVE\n");
     }
 }
 
