@@ -268,6 +268,10 @@ def cell(name, rnd, t, log):
         if t["warm"]:
             wrk(url, 64, 2, t["warm"], m)                  # warm-up, thrown away
         res = {"subject": name, "kind": info["kind"], "round": rnd, "desc": info["desc"]}
+        if os.environ.get("ONLY") == "conn":               # new connections alone
+            res["conn"] = quiet.clean(rate, ip, port, t["conn"], m)
+            print(f"round {rnd} {name:22s} {res['conn']['cps']:7.0f} conn/s  err {res['conn']['errors']}", file=log, flush=True)
+            return res
         res["ka"] = quiet.clean(wrk, url, 64, 2, t["ka"], m)
         res["c1"] = quiet.clean(wrk, url, 1, 1, t["c1"], m)
         res["conn"] = quiet.clean(rate, ip, port, t["conn"], m)

@@ -63,21 +63,27 @@ type Rounds = Vec<Value>;
 
 /// Measures.
 pub(crate) fn run(effort: &Effort) -> Result<Section> {
+    let subjects = if effort.quick { &QUICK_SUBJECTS[..] } else { &SUBJECTS[..] };
+    evaluate(&measure(effort, subjects, &[])?)
+}
+
+/// Runs the scripts on these subjects, with some more variables: a line of JSON for each subject and round.
+pub(crate) fn measure(effort: &Effort, subjects: &[&str], variables: &[(&str, &str)]) -> Result<String> {
     let directory = Path::new("target/bench-peers");
     std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
     let directory = directory.canonicalize()?;
     let mut command = Command::new("benches/peers/run.sh");
-    command.args(if effort.quick { &QUICK_SUBJECTS[..] } else { &SUBJECTS[..] });
+    command.args(subjects);
     command.env("STATE", directory.join("state")).env("OUT", &directory).env("QUIET_WAIT", "20");
     command.env("HEADGATE_BIN", &effort.headgate).env("ENVOY_BIN", &effort.envoy);
     if effort.quick {
         command.env("QUICK", "1").env("IDLE", "0");
     }
+    command.envs(variables.iter().copied());
     let status = command.status().context("starting benches/peers/run.sh")?;
     ensure!(status.success(), "benches/peers/run.sh: {status}");
     let raw = directory.join("raw.jsonl");
-    let raw = std::fs::read_to_string(&raw).with_context(|| format!("reading {}", raw.display()))?;
-    evaluate(&raw)
+    std::fs::read_to_string(&raw).with_context(|| format!("reading {}", raw.display()))
 }
 
 fn evaluate(raw: &str) -> Result<Section> {

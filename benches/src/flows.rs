@@ -224,6 +224,17 @@ impl Handshakes {
         Ok(Self { bed, world, rung, opener })
     }
 
+    /// The same without emptying the table and the ring of events: their mean cost, for clients from `first` on.
+    pub(crate) fn further<A: Family>(&mut self, first: u32) -> Result<Costs>
+    where
+        Key<A>: Pod,
+        Flow<A>: Pod,
+        IpAddr: From<A>,
+    {
+        let clients = first..first + SLICE as u32;
+        Ok(self.opener.open::<A>(&self.bed, self.rung, clients, Aim::Measure)?.1)
+    }
+
     /// Opens so many flows, whole slices of them; means over them.
     pub(crate) fn round<A: Family>(&mut self, flows: usize) -> Result<Costs>
     where

@@ -10,6 +10,7 @@ mod established;
 mod flows;
 mod frames;
 mod limit;
+mod logging;
 mod machine;
 mod measure;
 mod packet;
@@ -54,6 +55,8 @@ enum Kind {
     Frames,
     /// Requests, connections and bulk through real hosts, beside other balancers
     Connections,
+    /// What an access log costs a packet and a connection
+    Logging,
     /// The same with up to a million flows, with many backends and services; memory, listing, sweeping
     Scale,
 }
@@ -79,6 +82,7 @@ fn main() -> Result<()> {
             Kind::Packet => packet::run(&effort)?,
             Kind::Frames => frames::run(&effort)?,
             Kind::Connections => connections::run(&effort)?,
+            Kind::Logging => logging::run(&effort)?,
             Kind::Scale => scale::run(&effort)?,
         };
         for table in &section.tables {

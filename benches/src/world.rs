@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU32;
 use lb_common::balance::policy;
 use lb_common::host::HostTables;
 use lb_common::parse::{TCP, Tags};
-use lb_common::tables::{Backend, NextHop, Service, ServiceKey, Window, backend, hop};
+use lb_common::tables::{Backend, NextHop, Service, ServiceKey, Window, backend, hop, settings};
 use lb_common::{V4, V6, address};
 use lb_tests::prog::{Devices, coarse_now};
 
@@ -26,11 +26,13 @@ pub(crate) struct World {
     pub(crate) backends: u32,
     pub(crate) services: u32,
     pub(crate) way: Way,
+    /// Whether completed handshakes are events, as where an access log wants a line for each.
+    pub(crate) tells_connected: bool,
 }
 
 impl Default for World {
     fn default() -> Self {
-        Self { max_flows: 80_000, backends: 64, services: 1, way: Way::OneInterface }
+        Self { max_flows: 80_000, backends: 64, services: 1, way: Way::OneInterface, tells_connected: false }
     }
 }
 
@@ -92,6 +94,7 @@ impl World {
     pub(crate) fn tables(&self, devices: &Devices) -> HostTables {
         let mut tables = HostTables::default();
         tables.settings.max_flows = self.max_flows;
+        tables.settings.flags = if self.tells_connected { settings::TELL_CONNECTED } else { 0 };
         tables.settings.snat_ports = u32::from(SNAT_PORTS.end - SNAT_PORTS.start);
         tables.snat_ports = SNAT_PORTS.map(u16::to_be).collect();
         tables.next_hops.extend(self.next_hops(devices));

@@ -156,6 +156,11 @@ impl Agent {
         Ok(fs::write(self.directory.join("headgate.yaml"), config)?)
     }
 
+    /// Has it open its access logs anew, by SIGUSR1.
+    pub fn reopen_logs(&self) -> Result<()> {
+        Ok(kill_process(self.pid(), Signal::USR1)?)
+    }
+
     /// Has it read its configuration again, and does not wait for that.
     pub fn hang_up(&self) -> Result<()> {
         Ok(kill_process(self.pid(), Signal::HUP)?)

@@ -132,7 +132,7 @@ fn a_rotated_log_is_opened_anew() {
         fs::rename(&log, &old).unwrap();
         request();
         assert_eq!(lines(&old, 2).len(), 2, "until it is told");
-        scenario.agent.headgate(&["reopen-logs"]).unwrap();
+        scenario.agent.reopen_logs().unwrap();
         wait_for("there is a new file", PATIENCE, || Ok(fs::metadata(&log)?)).unwrap();
         request();
         assert_eq!((lines(&log, 1).len(), lines(&old, 2).len()), (1, 2));

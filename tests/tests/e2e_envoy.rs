@@ -2,7 +2,8 @@
 //! logged and counted alike but for what `docs/envoy-differences.md` lists.
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -178,4 +179,32 @@ fn the_same_traffic_through_both_is_logged_and_counted_alike() {
     });
     let report = judge(&rungs);
     assert!(report.is_clean(), "{report}");
+
+    // What promtool finds about Envoy's names it finds on Envoy's page, too, and about ours nothing.
+    let of_envoy = lint(&runs.0.join("envoy/prometheus.txt"));
+    for rung in ["xdp", "tc", "proxy"] {
+        let found = lint(&runs.0.join(rung).join("prometheus.txt"));
+        let ours: Vec<&String> = found.difference(&of_envoy).collect();
+        assert!(ours.is_empty(), "{rung}: {ours:#?}");
+        assert!(!found.iter().any(|finding| finding.starts_with("headgate_")), "{found:#?}");
+    }
+}
+
+/// What `promtool check metrics` finds on a page that it can read.
+fn lint(page: &Path) -> BTreeSet<String> {
+    let mut promtool = Command::new(promtool());
+    promtool.args(["check", "metrics"]).stdin(File::open(page).unwrap());
+    let result = promtool.output().unwrap();
+    let text = String::from_utf8([result.stdout, result.stderr].concat()).unwrap();
+    // 3: there are findings.
+    assert!(matches!(result.status.code(), Some(0 | 3)), "{}: {text}", page.display());
+    text.lines().map(str::to_owned).collect()
+}
+
+/// `$PROMTOOL`, or the one that `cargo xtask setup` unpacks for this clone.
+fn promtool() -> PathBuf {
+    std::env::var_os("PROMTOOL").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/prometheus/usr/bin/promtool"),
+        PathBuf::from,
+    )
 }

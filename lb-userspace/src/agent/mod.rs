@@ -366,7 +366,10 @@ impl Agent {
                     self.update_maps("the end of flows");
                 }
             }
-            Err(error) => log::error!("taking ended flows out: {error:#}"),
+            Err(error) => {
+                log::error!("taking ended flows out: {error:#}");
+                self.next_look = begin + HOUSEKEEPING;
+            }
         }
     }
 
