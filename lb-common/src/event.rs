@@ -88,6 +88,10 @@ pub fn record<A: Address, T: Tables<A>>(tables: &T, kind: u32) -> u32 {
 #[inline(always)]
 fn begin<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>, forward: FlowRef<'_, A>, kind: u32) -> bool {
     let backend = forward.get().backend as u32;
+    // Another one may have come in its place, or another CPU has just completed the handshake.
+    if (forward.seen() & mark::ESTABLISHED != 0) != (kind == kind::ENDED || kind == kind::CONNECTED) {
+        return false;
+    }
     if kind == kind::OVERFLOW {
         // What the client sends from here on is the stack's, which resets it, and so is what the backend sends.
         return table::replace(tables, forward, open::tombstone(tables, work));

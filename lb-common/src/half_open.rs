@@ -151,7 +151,7 @@ fn promote<'t, A: Address, T: Tables<A>>(
         return Verdict::pass(Reason::ABANDONED);
     }
     tables.between();
-    match entry.update(mark::ESTABLISHED, 0) {
+    match entry.update(mark::ESTABLISHED, mark::ENDED) {
         // Of several CPUs one counts it.
         Some(before) if before & mark::ESTABLISHED == 0 => {
             tables.count_opened(backend, service, env.rung);
@@ -208,7 +208,7 @@ fn from_backend<'t, A: Address, T: Tables<A>>(
         if !matches!(verdict.action, Action::Forward(..)) {
             return verdict;
         }
-        if forward.update(mark::ANSWERED, 0).is_none() {
+        if forward.update(mark::ANSWERED, mark::ENDED).is_none() {
             return Verdict::pass(Reason::ABANDONED);
         }
         forward.set_peer_isn(segment.seq);

@@ -278,8 +278,10 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
             let other = balance::scale(tables.random(), window.count);
             let Some(other) = tables.slot(window.first + other) else { return Err(Reason::NO_BACKEND) };
             // With one to avoid, the other is as good as any.
-            if drawn == request.avoid || other != request.avoid && tables.active(other) < tables.active(drawn)
-            {
+            let is_better = other != request.avoid
+                && tables.active(other) < tables.active(drawn)
+                && cluster_of(tables, other) == cluster_of(tables, drawn);
+            if drawn == request.avoid || is_better {
                 drawn = other;
             }
         }
@@ -344,6 +346,15 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
         cursor,
     };
     Ok(())
+}
+
+/// Of clusters that share a window by their weights each has its share, however busy it is.
+#[inline(always)]
+fn cluster_of<A: Address, T: Tables<A>>(tables: &T, backend: u32) -> u32 {
+    match tables.backend(backend) {
+        Some(backend) => backend.cluster,
+        None => u32::MAX,
+    }
 }
 
 /// The mark of the rung that carries the SYN.
@@ -447,10 +458,7 @@ fn publish<'t, A: Address, T: Tables<A>>(
     if request.attempts > 0 && old_word & mark::ENDED == 0 {
         tables.count_failed(old_backend, true);
     }
-    // One whose two directions have ended without each other's knowledge.
-    if old_word & (mark::ESTABLISHED | mark::ENDED) == mark::ESTABLISHED {
-        tables.leave(old_backend);
-    }
+    replaced(tables, old_word, old_backend);
     let Some(hop) = tables.next_hop(choice.hop) else { return Ok(Verdict::drop(Reason::HOP_GONE)) };
     let output = if choice.by_neighbour == 0 { Output::Hop(hop) } else { Output::Neighbour(hop) };
     let reason = if request.attempts == 0 { Reason::NEW_FLOW } else { Reason::SYN_RETRIED };
@@ -467,6 +475,15 @@ pub(crate) fn tombstone<'t, A: Address, T: Tables<A>>(tables: &T, work: &'t Work
     FlowRef::from_mut(forward)
 }
 
+/// An entry gave way to another of its key: a flow whose two directions have ended without each other's knowledge is still
+/// counted as open.
+#[inline(always)]
+fn replaced<A: Address, T: Tables<A>>(tables: &T, word: u64, backend: u32) {
+    if word & (mark::ESTABLISHED | mark::ENDED) == mark::ESTABLISHED {
+        tables.leave(backend);
+    }
+}
+
 /// Leaves the SYN to the proxy, and its repetitions too.
 #[inline(always)]
 fn pass_up<'t, A: Address, T: Tables<A>>(
@@ -477,10 +494,17 @@ fn pass_up<'t, A: Address, T: Tables<A>>(
 ) -> Verdict<'t, A> {
     let tombstone = tombstone(tables, work);
     // Without room for it the SYN goes up all the same; only its repetition might not.
+    let (word, backend) = match old {
+        Some(old) => (old.seen(), old.get().backend as u32),
+        None => (0, 0),
+    };
     let marked = match old {
         Some(old) => table::replace(tables, old, tombstone),
         None => tables.insert(which::FORWARD) != inserted::TAKEN,
     };
+    if marked {
+        replaced(tables, word, backend);
+    }
     // Another copy of it may be on its way to a backend.
     if marked { Verdict::pass(reason) } else { Verdict::drop(Reason::SYN_RACED) }
 }

@@ -470,8 +470,16 @@ pub const fn group_sets<A: Address>() -> u32 {
     (GROUP / size_of::<FlowSet<A>>()) as u32
 }
 
+/// Flows that a table may be for, at the most.
+pub const MAX_FLOWS: u32 = 4 << 20;
+
 /// Words of a family that hold the bits of the groups of the largest table.
-pub const GROUP_WORDS: u32 = 256;
+pub const GROUP_WORDS: u32 = 512;
+
+const _: () = {
+    assert!(sets(MAX_FLOWS).div_ceil(group_sets::<crate::V4>()) <= GROUP_WORDS * 64);
+    assert!(sets(MAX_FLOWS).div_ceil(group_sets::<crate::V6>()) <= GROUP_WORDS * 64);
+};
 
 /// Which entry of the work room [`Tables::insert`] puts into the table, and [`Tables::settle`].
 pub mod which {

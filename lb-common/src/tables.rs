@@ -202,10 +202,26 @@ impl Active {
     /// One connection of the proxy, in [`Active::both`].
     pub const PROXIED: u64 = 1 << 32;
 
+    /// Flows of the kernel, of [`Active::both`]. Never below 0: where two do not agree on which flow ended, it must not
+    /// be that there is no room any more.
+    #[inline(always)]
+    pub const fn kernel(both: u64) -> u64 {
+        let flows = both as u32 as i32;
+        if flows < 0 { 0 } else { flows as u64 }
+    }
+
+    /// Connections of the proxy, of [`Active::both`], as above.
+    #[inline(always)]
+    pub const fn proxied(both: u64) -> u64 {
+        // The lower half may have borrowed.
+        let connections = (both.wrapping_sub(both as u32 as i32 as u64) >> 32) as u32 as i32;
+        if connections < 0 { 0 } else { connections as u64 }
+    }
+
     /// Connections of all rungs, of [`Active::both`].
     #[inline(always)]
     pub const fn sum(both: u64) -> u64 {
-        (both as u32 as u64) + (both >> 32)
+        Self::kernel(both) + Self::proxied(both)
     }
 }
 
@@ -379,6 +395,8 @@ pub trait Tables<A: Address> {
     fn live(&self) -> u64;
     /// Counts a flow that was promoted, also for its backend and service.
     fn count_opened(&self, backend: u32, service: u32, rung: Rung);
+    /// Counts a flow of a backend as open.
+    fn enter(&self, backend: u32);
     /// Takes a flow that was counted so, and has ended, off the open connections of its backend.
     fn leave(&self, backend: u32);
     /// Connections of all rungs that are open to a backend.
@@ -440,5 +458,25 @@ pub trait Tables<A: Address> {
     #[inline(always)]
     fn note(&self, step: Step) {
         let _ = step;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_connections_are_never_below_none() {
+        let both = |kernel: i64, proxied: i64| {
+            (kernel as u64).wrapping_add((proxied as u64).wrapping_mul(Active::PROXIED))
+        };
+        for (kernel, proxied) in
+            [(0, 0), (3, 0), (0, 4), (3, 4), (-1, 4), (3, -1), (-2, -2), (i32::MAX as i64, 1)]
+        {
+            let both = both(kernel, proxied);
+            assert_eq!(Active::kernel(both), kernel.max(0) as u64, "{kernel} {proxied}");
+            assert_eq!(Active::proxied(both), proxied.max(0) as u64, "{kernel} {proxied}");
+            assert_eq!(Active::sum(both), (kernel.max(0) + proxied.max(0)) as u64);
+        }
     }
 }

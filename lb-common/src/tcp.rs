@@ -55,6 +55,13 @@ pub fn must_rest(state: u64) -> bool {
     state & (state::BACKEND_FIN_FIRST | state::RESET) == state::BACKEND_FIN_FIRST
 }
 
+/// Whether a RST with this number is one that its receiver accepts, if all got there that was sent before: it has the next
+/// number, or the one after a FIN.
+#[inline(always)]
+pub fn is_next(seq: u32, seq_end: u32) -> bool {
+    seq.wrapping_sub(seq_end) <= 1
+}
+
 /// What a segment changes in the state of an established flow: the bits to set and those to clear.
 ///
 /// `seq_end`: just behind the highest byte seen in this direction so far.

@@ -470,6 +470,11 @@ impl<A: Family> Tables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
+    fn enter(&self, backend: u32) {
+        add_active(backend, 1);
+    }
+
+    #[inline(always)]
     fn leave(&self, backend: u32) {
         add_active(backend, u64::MAX);
     }

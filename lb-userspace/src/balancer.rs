@@ -64,6 +64,8 @@ impl ClusterBalancer {
         for (_, backend) in gone {
             let mut sums = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
             *sums = sums.and(backend.totals());
+            // Its index may be another's soon.
+            backend.open.move_to(None);
         }
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
     }

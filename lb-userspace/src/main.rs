@@ -108,7 +108,7 @@ fn unload(places: &Places) -> Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let network = runtime.block_on(net::snapshot()).context("reading the node's network")?;
-    kernel_side::unload(&Pins::new(&places.bpffs), &network)
+    kernel_side::unload_all(&Pins::new(&places.bpffs), &network)
 }
 
 fn explain_packet(packet: &Packet, json: bool, places: &Places) -> Result<String> {

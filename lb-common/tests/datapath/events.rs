@@ -125,6 +125,36 @@ fn a_reset_is_told_with_its_sender() {
     }
 }
 
+/// What is near enough to end the flow, but not what the backend expects next, may be ignored there.
+#[test]
+fn a_reset_that_need_not_be_accepted_ends_nothing_by_itself() {
+    for (world, v6) in worlds(3) {
+        let connection = world.connect(client(v6, 1), 1_000);
+        let reset = connection.of_client().seq(1_001 + 500).flags(RST);
+        world.client_sends(&connection, reset, Reason::FORWARD);
+        assert_eq!((told(&world), open(&world)), (vec![], (1, 1)));
+        let more = connection.of_client().payload(b"more");
+        world.client_sends(&connection, more, Reason::FORWARD);
+        world.client_sends(&connection, connection.of_client().seq(1_005).flags(RST), Reason::FORWARD);
+        assert_eq!((told(&world).len(), open(&world)), (1, (0, 0)));
+    }
+}
+
+#[test]
+fn a_connection_that_goes_on_after_a_reset_counts_again() {
+    for (world, v6) in worlds(3) {
+        let connection = world.connect(client(v6, 1), 1_000);
+        world.client_sends(&connection, connection.of_client().flags(RST), Reason::FORWARD);
+        assert_eq!(open(&world), (0, 0));
+        let data = connection.of_backend().payload(b"I have not got it");
+        world.backend_sends(&connection, data, Reason::REVERSE);
+        assert_eq!(open(&world), (1, 1));
+        let after = connection.of_backend().seq(connection.backend_isn + 18).flags(RST);
+        world.backend_sends(&connection, after, Reason::REVERSE);
+        assert_eq!((told(&world).len(), open(&world)), (2, (0, 0)));
+    }
+}
+
 #[test]
 fn connected_is_told_where_it_is_wanted() {
     for (mut world, v6) in worlds(3) {

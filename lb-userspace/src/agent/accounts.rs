@@ -56,13 +56,14 @@ impl KernelTotals {
     pub(super) fn add_backend(&mut self, kernel: &KernelSide, index: u32, cluster: &Arc<str>) -> Result<()> {
         let now = (kernel.kernel.opened(index)?, kernel.failed(index)?);
         let (opened, failed) = self.last.insert(index, now).unwrap_or_default();
-        let opened = Opened { xdp: now.0.xdp - opened.xdp, tc: now.0.tc - opened.tc };
+        let opened =
+            Opened { xdp: now.0.xdp.saturating_sub(opened.xdp), tc: now.0.tc.saturating_sub(opened.tc) };
         let of_cluster = self.opened.entry(Arc::clone(cluster)).or_default();
         *of_cluster = add(*of_cluster, opened);
         self.rungs = add(self.rungs, opened);
         let of_cluster = self.failed.entry(Arc::clone(cluster)).or_default();
-        of_cluster.refused += now.1.refused - failed.refused;
-        of_cluster.unanswered += now.1.unanswered - failed.unanswered;
+        of_cluster.refused += now.1.refused.saturating_sub(failed.refused);
+        of_cluster.unanswered += now.1.unanswered.saturating_sub(failed.unanswered);
         Ok(())
     }
 
@@ -84,6 +85,16 @@ impl KernelTotals {
             self.add_service(kernel, id, listener)?;
         }
         Ok(())
+    }
+
+    /// So many flows of an earlier agent are open.
+    pub(super) fn begin_cluster(&mut self, cluster: &Arc<str>, flows: u64) {
+        self.opened.entry(Arc::clone(cluster)).or_default().tc += flows;
+    }
+
+    /// The same of a listener.
+    pub(super) fn begin_listener(&mut self, listener: &Arc<str>, flows: u64) {
+        self.served.entry(Arc::clone(listener)).or_default().tc += flows;
     }
 
     /// Flows opened to a cluster's backends.

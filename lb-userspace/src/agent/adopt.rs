@@ -30,6 +30,7 @@ pub(super) fn adopt(
     moved: &mut MovedRoutes,
 ) -> Result<()> {
     kernel.read_served(contents)?;
+    contents.limits = kernel.read_limits();
     for &window in contents.slots.keys() {
         indices.clusters.reserve(cluster_of_window(window));
     }

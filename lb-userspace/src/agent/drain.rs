@@ -24,6 +24,7 @@ impl Agent {
     /// Stops: at once with `--leave-datapath`, else when the flows have ended, at the latest after the longest drain
     /// timeout. A second signal ends the waiting.
     pub(super) async fn stop(mut self, watch: &mut Watch, admin: AdminSocket) -> Result<()> {
+        self.draining = true;
         self.unlink_counts();
         // From here on another agent may take the place.
         drop(admin);
@@ -32,7 +33,6 @@ impl Agent {
             self.connections.logs.close(LAST_LINES);
             return Ok(());
         }
-        self.draining = true;
         self.proxy.stop_listening();
         if let Some(kernel) = &mut self.kernel {
             kernel.drain(&self.config, &self.endpoints, &self.network)?;
@@ -66,11 +66,13 @@ impl Agent {
     async fn wait_for_flows(&mut self, watch: &mut Watch, deadline: Instant) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut reopen = signal(SignalKind::user_defined1())?;
         let mut look = interval(LOOK);
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
+                _ = reopen.recv() => self.connections.logs.reopen(),
                 changes = watch.changed() => {
                     self.notice_successor();
                     self.follow(changes?).await;

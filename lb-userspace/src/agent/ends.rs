@@ -90,7 +90,8 @@ impl Agent {
             Found::Unanswered => {
                 // Its SYN is all that a client has sent, and wants acknowledged.
                 self.reset(&Reset { seq: 0, ..to_client(connection) });
-                self.reset(&to_backend(connection));
+                // It may have answered, which was lost: with what number nobody knows.
+                self.reset(&Reset { ack: None, ..to_backend(connection) });
             }
         }
     }
@@ -116,11 +117,11 @@ pub(super) fn open_resets() -> Option<Resets> {
 }
 
 fn to_client(of: &KernelConnection) -> Reset {
-    Reset { from: of.vip, to: of.client, seq: of.next_to_client, ack: of.next_to_backend }
+    Reset { from: of.vip, to: of.client, seq: of.next_to_client, ack: Some(of.next_to_backend) }
 }
 
 fn to_backend(of: &KernelConnection) -> Reset {
-    Reset { from: of.snat, to: of.backend, seq: of.next_to_backend, ack: of.next_to_client }
+    Reset { from: of.snat, to: of.backend, seq: of.next_to_backend, ack: Some(of.next_to_client) }
 }
 
 /// An event of either family.

@@ -6,10 +6,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lb_common::Rung;
 use lb_common::table;
-use lb_common::tables::{Failed, active_of_cluster, hop};
+use lb_common::tables::{Failed, Opened, active_of_cluster, hop};
 
 use crate::active::Place;
 use crate::agent::Options;
@@ -20,6 +20,7 @@ use crate::agent::interfaces::Interfaces;
 use crate::agent::trials::Trials;
 use crate::datapath::connection::KernelConnection;
 use crate::datapath::contents::{Contents, plan};
+use crate::datapath::drift::Drift;
 use crate::datapath::kernel::{Kernel, monotonic_now};
 use crate::datapath::object::{self, Loaded, Pins};
 use crate::datapath::resize::{resize, resume};
@@ -64,6 +65,11 @@ pub struct KernelSide {
     limits: Limits,
     pub names: Names,
     pub totals: KernelTotals,
+    /// Whether the flows of an earlier agent are in the totals.
+    totals_begun: bool,
+    drift: Drift,
+    /// By backend index: what was counted there for others before.
+    before: HashMap<u32, (Opened, Failed)>,
     /// By backend index: last attempts that the agent found unanswered, which no program counts.
     unanswered: HashMap<u32, u64>,
     /// A change of the maps has failed half-way.
@@ -129,6 +135,8 @@ impl KernelSide {
     ) -> Result<Self> {
         bpffs::prepare(&options.bpffs)?;
         let pins = Pins::new(&options.bpffs);
+        refuse_other_versions(&pins)?;
+        let adopted = pins.exist();
         let (loaded, max_flows) = match object::pinned_tables(&pins)? {
             Some(_) => take_over(&pins, config.datapath.max_flows, &network.links)?,
             None => {
@@ -163,6 +171,9 @@ impl KernelSide {
             limits: Limits { last: monotonic_now(), ..Limits::default() },
             names: Names::default(),
             totals,
+            totals_begun: !adopted,
+            drift: Drift::default(),
+            before: HashMap::new(),
             unanswered: HashMap::new(),
             dirty: false,
             draining: false,
@@ -295,6 +306,8 @@ impl KernelSide {
         self.limits.last = now;
         let settled = self.moved.settle(now, |hop| self.usage.is_astray(hop));
         let released = self.release_indices(endpoints);
+        self.correct_counts();
+        self.begin_totals();
         self.limits.services.retain(|&id, _| self.indices.services.is_taken(id));
         self.limits.connect_timeouts.retain(|&index, _| self.indices.backends.is_taken(index));
         Ok(Swept { found, changed: settled || released || self.dirty })
@@ -317,6 +330,21 @@ impl KernelSide {
     /// Counts a last attempt that was not answered in time.
     pub fn count_unanswered(&mut self, backend: u32) {
         *self.unanswered.entry(backend).or_default() += 1;
+    }
+
+    /// Flows that were opened to a backend, and attempts that failed, since it has its index.
+    pub fn of_backend(&self, backend: u32) -> Result<(Opened, Failed)> {
+        let (opened, failed) = (self.kernel.opened(backend)?, self.failed(backend)?);
+        let (before_opened, before_failed) = self.before.get(&backend).copied().unwrap_or_default();
+        let opened = Opened {
+            xdp: opened.xdp.saturating_sub(before_opened.xdp),
+            tc: opened.tc.saturating_sub(before_opened.tc),
+        };
+        let failed = Failed {
+            refused: failed.refused.saturating_sub(before_failed.refused),
+            unanswered: failed.unanswered.saturating_sub(before_failed.unanswered),
+        };
+        Ok((opened, failed))
     }
 
     /// Attempts to reach a backend that failed.
@@ -367,6 +395,39 @@ impl KernelSide {
         }
     }
 
+    /// Corrects counts of open connections that have differed from the tables for long.
+    fn correct_counts(&mut self) {
+        let mut counted: HashMap<u32, u64> = HashMap::new();
+        for (index, _) in self.names.clusters() {
+            let flows = self.usage.counted(index);
+            *counted.entry(index).or_default() += flows;
+            if let Some(backend) = self.contents.backends.get(&index) {
+                *counted.entry(active_of_cluster(backend.cluster)).or_default() += flows;
+            }
+        }
+        for (&index, &flows) in &counted {
+            let by = self.drift.note(index, flows as i64 - self.kernel.active_flows(index));
+            if by != 0 {
+                log::debug!("the count of open connections {index} is corrected by {by}");
+                self.kernel.correct_active(index, by);
+            }
+        }
+        self.drift.retain(|index| counted.contains_key(&index));
+    }
+
+    /// Flows of an earlier agent that are open count as opened now, so that the totals go with their ends.
+    fn begin_totals(&mut self) {
+        if std::mem::replace(&mut self.totals_begun, true) {
+            return;
+        }
+        for (index, cluster) in self.names.clusters() {
+            self.totals.begin_cluster(cluster, self.usage.of_backend(index).flows);
+        }
+        for (id, listener) in self.names.listeners() {
+            self.totals.begin_listener(listener, self.usage.of_service(id).flows);
+        }
+    }
+
     fn set_limits(&mut self, config: &Config) {
         for listener in &config.listeners {
             let Some(id) = self.service_id(&listener.name) else { continue };
@@ -401,6 +462,16 @@ impl KernelSide {
         let backends = self.indices.backends.iter();
         self.names.clusters =
             backends.filter_map(|(of, index)| Some((index, Arc::clone(clusters.get(&of.0)?)))).collect();
+        let names = &self.names.clusters;
+        self.before.retain(|index, _| names.contains_key(index));
+        self.unanswered.retain(|index, _| names.contains_key(index));
+        for &index in names.keys() {
+            let counted = || {
+                let (opened, failed) = (self.kernel.opened(index), self.kernel.failed(index));
+                (opened.unwrap_or_default(), failed.unwrap_or_default())
+            };
+            self.before.entry(index).or_insert_with(counted);
+        }
     }
 
     /// Vouches for the next hops.
@@ -422,7 +493,14 @@ impl KernelSide {
         let routes: HashSet<u32> =
             contents.routes4.values().chain(contents.routes6.values()).copied().collect();
         let indices = &mut self.indices;
-        let clusters = indices.clusters.retain(|_, index| windows.contains(&index));
+        // A cluster that is gone keeps its index for as long as something of it is left.
+        let left: HashSet<&str> = endpoints.iter().map(|((cluster, _), _)| cluster.as_str()).collect();
+        let used = indices.backends.iter().filter(|(_, index)| usage.has_backend(*index));
+        let used: HashSet<u32> = used.map(|(&(cluster, _), _)| cluster).collect();
+        let clusters = indices.clusters.retain(|name, index| {
+            let wanted = windows.contains(&index) || used.contains(&index);
+            wanted || name.is_some_and(|name| left.contains(name.as_str()))
+        });
         let services = indices.services.retain(|_, id| served.contains(&id) || usage.has_service(id));
         let backends =
             indices.backends.retain(|_, index| members.contains(&index) || usage.has_backend(index));
@@ -611,6 +689,26 @@ pub fn unload(pins: &Pins, network: &Snapshot) -> Result<()> {
     pins.remove()
 }
 
+/// The same, and those of other versions.
+pub fn unload_all(pins: &Pins, network: &Snapshot) -> Result<()> {
+    for other in pins.of_other_versions() {
+        unload(&other, network)?;
+    }
+    unload(pins, network)
+}
+
+/// Programs of another version go on without an agent, and would meet packets before ours.
+fn refuse_other_versions(pins: &Pins) -> Result<()> {
+    match pins.of_other_versions().first() {
+        None => Ok(()),
+        Some(other) => bail!(
+            "another version of Headgate has left its datapath in {}, with flows that this one cannot go on with: let \
+             that version end them (SIGTERM without --leave-datapath), or end them with `headgate unload`",
+            other.root().display()
+        ),
+    }
+}
+
 fn snat_ports(config: &Config) -> Result<Vec<u16>> {
     let ports = desired::snat_ports(config, net::local_port_range()?, &net::reserved_ports()?);
     if ports.is_empty() {
@@ -645,5 +743,5 @@ fn flows_by_memory() -> Result<u32> {
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
         .context("no MemTotal in /proc/meminfo")?;
-    Ok((kib * FLOWS_PER_GIB / (1 << 20)).clamp(64 << 10, 4 << 20) as u32)
+    Ok((kib * FLOWS_PER_GIB / (1 << 20)).clamp(64 << 10, table::MAX_FLOWS.into()) as u32)
 }

@@ -180,7 +180,6 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
     agent.find_endpoints().await;
     agent.proxy.apply(proxy_listeners(&agent.config, &agent.balancers))?;
     agent.start_kernel().await?;
-    agent.link_counts();
     agent.look_at_host();
     agent.ready_after = Some(agent.started.elapsed());
     log::info!("ready: {}", agent.summary());
@@ -207,10 +206,15 @@ impl Agent {
     async fn wait_for_discovery(&mut self) {
         let deadline = tokio::time::Instant::now() + SETTLING;
         while !self.discovery.settled() {
-            match timeout_at(deadline, self.discovery.changed()).await {
-                Ok(update) => self.note(&update),
-                Err(_late) => break,
+            let now = tokio::time::Instant::now();
+            if now >= deadline {
+                break;
             }
+            if let Ok(update) = timeout_at(deadline.min(now + HEARING), self.discovery.changed()).await {
+                self.note(&update);
+            }
+            // The ring has room for some seconds alone.
+            self.hear();
         }
     }
 
@@ -229,6 +233,7 @@ impl Agent {
             Ok(kernel) => {
                 self.kernel = Some(kernel);
                 self.no_kernel = None;
+                self.link_counts();
             }
             Err(error) if left => return Err(error.context(LEFT_ALONE)),
             Err(error) if mode == Mode::Auto => {
@@ -397,6 +402,10 @@ impl Agent {
 
     /// Has connections of the proxy counted beside those of the kernel.
     fn link_counts(&self) {
+        // The next agent may have the map by then.
+        if self.draining {
+            return;
+        }
         for (cluster, balancer) in &self.balancers {
             let place = |address| self.kernel.as_ref()?.place(cluster, address);
             balancer.move_to(place(None), |address| place(Some(address)));

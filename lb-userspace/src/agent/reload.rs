@@ -5,9 +5,8 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Result, bail};
 
-use crate::admin_http::AdminHttp;
 use crate::agent::membership::{DRAINING, HEALTHY};
-use crate::agent::{Agent, access_logs, check_against_host, proxy_listeners};
+use crate::agent::{Agent, access_logs, bind_admin_http, check_against_host, proxy_listeners};
 use crate::config::{self, ConfigErrors, Loaded, Place};
 use crate::model::{Config, Mode};
 
@@ -57,7 +56,7 @@ impl Agent {
             return Ok(false);
         }
         let before = self.config.clone();
-        let mut result = self.open_ports_and_logs(&before, &loaded.config);
+        let mut result = self.open_ports_and_logs(&before, &loaded.config).await;
         if result.is_ok() {
             result = self.reconfigure(loaded.config.clone()).await;
         }
@@ -67,7 +66,7 @@ impl Agent {
         }
         if let Err(error) = result {
             // Back to what is known to work.
-            if let Err(worse) = self.open_ports_and_logs(&loaded.config, &before) {
+            if let Err(worse) = self.open_ports_and_logs(&loaded.config, &before).await {
                 log::error!("going back to the configuration before: {worse:#}");
             }
             if let Err(worse) = self.reconfigure(before).await {
@@ -80,14 +79,15 @@ impl Agent {
     }
 
     /// Goes over to another admin port and other logs; an error changes nothing.
-    fn open_ports_and_logs(&mut self, old: &Config, new: &Config) -> Result<()> {
-        let opened = match new.admin {
-            Some(admin) if new.admin != old.admin => Some(AdminHttp::bind(admin.address)?),
-            _ => None,
-        };
+    async fn open_ports_and_logs(&mut self, old: &Config, new: &Config) -> Result<()> {
         self.connections.logs.reconfigure(access_logs(new))?;
-        if opened.is_some() || new.admin.is_none() {
-            self.admin_http = opened;
+        if new.admin == old.admin && new.admin.is_some() == self.admin_http.is_some() {
+            return Ok(());
+        }
+        // The new address may be one that cannot be had beside the old.
+        self.admin_http = None;
+        if let Some(admin) = new.admin {
+            self.admin_http = Some(bind_admin_http(admin.address).await?);
         }
         Ok(())
     }

@@ -130,7 +130,7 @@ impl Agent {
         let connected = opened + proxied.connections;
         let timeouts = failed.unanswered + proxied.connect_timeouts;
         let failures = failed.refused + failed.unanswered + proxied.connect_failures;
-        let refused = failures - timeouts;
+        let refused = failures.saturating_sub(timeouts);
         let active = balancer.map_or(0, |balancer| balancer.open_connections());
         let total = connected + failures + proxied.connecting;
         let over = counts.over.connections.load(Relaxed);
@@ -148,10 +148,10 @@ impl Agent {
             upstream_cx_overflow: counts.overflow.load(Relaxed),
             upstream_cx_none_healthy: counts.none_healthy.load(Relaxed),
             upstream_cx_destroy: over + failures,
-            upstream_cx_destroy_local: over - backend_last + timeouts,
+            upstream_cx_destroy_local: over.saturating_sub(backend_last) + timeouts,
             upstream_cx_destroy_remote: backend_last + refused,
             upstream_cx_destroy_with_active_rq: over,
-            upstream_cx_destroy_local_with_active_rq: over - backend_last,
+            upstream_cx_destroy_local_with_active_rq: over.saturating_sub(backend_last),
             upstream_cx_destroy_remote_with_active_rq: backend_last,
             upstream_cx_rx_bytes_total: bytes_out,
             upstream_cx_tx_bytes_total: bytes_in,
@@ -204,7 +204,7 @@ impl Agent {
             if let Some(kernel) = &self.kernel
                 && let Some(index) = kernel.backend_index(&name)
             {
-                let (opened, failed) = (kernel.kernel.opened(index)?, kernel.failed(index)?);
+                let (opened, failed) = kernel.of_backend(index)?;
                 connected += opened.xdp + opened.tc;
                 failures += failed.refused + failed.unanswered;
             }

@@ -5,11 +5,13 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use lb_common::table;
+
 use super::tree::{Entry, Located, Report};
 use crate::model::{DatapathConfig, Mode};
 
 /// The limits of the kernel tables, in flows of one address family.
-const MAX_FLOWS: RangeInclusive<u32> = 1024..=4_194_304;
+const MAX_FLOWS: RangeInclusive<u32> = 1024..=table::MAX_FLOWS;
 
 /// The section as it was read; what was refused has its default.
 #[derive(Default)]

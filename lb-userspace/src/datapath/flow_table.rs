@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
@@ -179,6 +179,8 @@ impl<A: Address> FlowTable<A> {
     {
         let Some(occupied) = &self.occupied else { return };
         occupied.set(group, false);
+        // Who puts an entry in looks at the bit after that.
+        fence(Ordering::SeqCst);
         if sets.any(|set| !set.is_empty()) {
             occupied.set(group, true);
         }

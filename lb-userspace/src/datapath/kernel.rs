@@ -12,8 +12,8 @@ use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, PerCpuArray};
 use lb_common::flow::mark;
 use lb_common::tables::{
-    Active, Backend, Failed, Live, MAX_SNAT_ADDRESSES, NextHop, Opened, Service, ServiceKey, Settings,
-    Window, active_of_cluster, hop, names, reason_index,
+    Active, Backend, Failed, Live, MAX_BACKENDS, MAX_SNAT_ADDRESSES, NextHop, Opened, Service, ServiceKey,
+    Settings, Window, active_of_cluster, hop, names, reason_index,
 };
 use lb_common::{Address, Reason, Rung, V4, V6};
 
@@ -231,7 +231,7 @@ impl Kernel {
     }
 
     /// Sets the counts of open flows to what is in the tables: under other indices, after a crash, or after a change of
-    /// tables they are others. By differences, so that flows that come and go meanwhile count, too.
+    /// tables they are others. Flows that come and go meanwhile may be missed; [`crate::datapath::drift`] finds that.
     pub fn recount_active(&self) -> Result<()> {
         let mut counted = vec![0u64; self.active.len() as usize];
         let mut count = |backend: u32| {
@@ -249,6 +249,16 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Flows that count as open at an index of [`Active`], below 0 too.
+    pub fn active_flows(&self, index: u32) -> i64 {
+        (self.active.word(index, BOTH_WORD).load(Ordering::Relaxed) as u32 as i32).into()
+    }
+
+    /// Corrects that number.
+    pub fn correct_active(&self, index: u32, by: i64) {
+        self.active.word(index, BOTH_WORD).fetch_add(by as u64, Ordering::Relaxed);
     }
 
     /// Takes the connections of an earlier agent's proxy off, which have ended with it.
@@ -272,6 +282,13 @@ impl Kernel {
             .map(|index| (index, self.hops.get(index)))
             .filter(|(_, hop)| hop.flags & hop::USED != 0)
             .collect()
+    }
+
+    /// Limits of clusters, by their index in [`Backend::cluster`], which an earlier agent may have left.
+    pub fn read_limits(&self) -> BTreeMap<u32, u64> {
+        let clusters = MAX_BACKENDS..self.active.len();
+        let limits = clusters.map(|index| (index - MAX_BACKENDS, self.active.get(index).limit));
+        limits.filter(|(_, limit)| *limit != 0).collect()
     }
 
     /// Reads services, routes and slot windows, which an earlier agent may have left.

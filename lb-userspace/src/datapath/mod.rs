@@ -5,6 +5,7 @@ pub mod batch;
 pub mod bpffs;
 pub mod connection;
 pub mod contents;
+pub mod drift;
 pub mod events;
 pub mod flow_table;
 pub mod kernel;

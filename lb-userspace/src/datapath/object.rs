@@ -89,6 +89,24 @@ impl Pins {
         self.map(names::SETTINGS).exists()
     }
 
+    /// Those of other versions of the layout below the same directory, where there are any.
+    pub fn of_other_versions(&self) -> Vec<Self> {
+        let Some(entries) = self.root.parent().and_then(|parent| std::fs::read_dir(parent).ok()) else {
+            return Vec::new();
+        };
+        let others = entries.flatten().map(|entry| entry.path()).filter(|path| *path != self.root);
+        let is_version = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
+        };
+        others.filter(is_version).map(|root| Self { root }).collect()
+    }
+
+    /// Where they are.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Takes all pins away; maps and links that nobody else holds end with them.
     pub fn remove(&self) -> Result<()> {
         for directory in [self.links(), self.maps(), self.root.clone()] {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lb_common::flow::mark;
+use lb_common::table::HALF_OPEN_LIMIT;
 use lb_common::tcp::{is_closing, lifetime, state};
 use lb_common::{Address, Flow, Rung};
 
@@ -19,6 +20,10 @@ use crate::datapath::kernel::{Kernel, monotonic_now};
 
 /// How long a half-open entry or a tombstone is kept after its last SYN; the programs stop heeding it before.
 const HALF_OPEN: u64 = 60_000_000_000;
+
+/// Entries that are taken out in one sweep, at the most, so that the agent comes to other things; the rest is left to the
+/// next ones.
+const ENDS: usize = 16_384;
 
 /// A connection that ends is told by the program that sees it end; this much later that has surely been done.
 const TOLD: u64 = 2_000_000_000;
@@ -76,6 +81,8 @@ pub struct Usage {
     services: Vec<bool>,
     /// By backend index: reverse entries, which have an SNAT port each.
     ports: HashMap<u32, u64>,
+    /// By backend index: connections that count as open.
+    counted: HashMap<u32, u64>,
     /// Next hops of [`Moved`] that a flow cannot go by as it is.
     astray: BTreeSet<u32>,
     /// Of open flows, by service id, by backend index, and by rung.
@@ -126,6 +133,11 @@ impl Usage {
         self.astray.contains(&hop)
     }
 
+    /// Connections to a backend that count as open.
+    pub fn counted(&self, backend: u32) -> u64 {
+        self.counted.get(&backend).copied().unwrap_or(0)
+    }
+
     /// SNAT ports in use towards a backend, also those at rest.
     pub fn ports(&self, backend: u32) -> u64 {
         self.ports.get(&backend).copied().unwrap_or(0)
@@ -174,6 +186,9 @@ impl Usage {
         mark(&mut self.hops, flow.hop.into());
         mark(&mut self.services, flow.service.into());
         if flow.is_forward() {
+            if flow.word & (mark::ESTABLISHED | mark::ENDED) == mark::ESTABLISHED {
+                *self.counted.entry(flow.backend.into()).or_default() += 1;
+            }
             return;
         }
         *self.ports.entry(flow.backend.into()).or_default() += 1;
@@ -234,10 +249,10 @@ impl Limits {
         let silent = now.saturating_sub(last_seen);
         let service = u32::from(flow.service);
         if !flow.is_established() {
-            if silent > HALF_OPEN {
-                return Some(End::Silently);
+            if self.is_unanswered(flow, now) {
+                return Some(End::As(Found::Unanswered));
             }
-            return self.is_unanswered(flow, now).then_some(End::As(Found::Unanswered));
+            return (silent > HALF_OPEN).then_some(End::Silently);
         }
         if is_closing(flow.word) {
             return (silent > lifetime(flow.word, 0)).then_some(End::Silently);
@@ -257,7 +272,9 @@ impl Limits {
         }
         let attempts = self.services.get(&flow.service.into()).map_or(1, |service| service.attempts);
         let timeout = self.connect_timeouts.get(&flow.backend.into());
-        timeout.is_some_and(|timeout| now.saturating_sub(flow.opened_at()) > timeout.as_nanos() as u64)
+        // The programs heed no answer that comes later.
+        let timeout = timeout.map(|timeout| (timeout.as_nanos() as u64).min(HALF_OPEN_LIMIT));
+        timeout.is_some_and(|timeout| now.saturating_sub(flow.opened_at()) > timeout)
             && flow.attempts_made() >= attempts.into()
     }
 
@@ -292,7 +309,7 @@ fn sweep<A: Address + Into<IpAddr>>(
     let (mut candidates, mut due) = (Vec::new(), Vec::new());
     table.for_each_tidying(|flow| {
         usage.add(flow, moved);
-        if limits.end(flow, flow.last_seen, now).is_some() {
+        if candidates.len() < ENDS && limits.end(flow, flow.last_seen, now).is_some() {
             candidates.push(*flow);
         }
         let state = flow.word & (mark::ESTABLISHED | mark::REVERSE | mark::ENDED);
@@ -346,8 +363,10 @@ fn sweep<A: Address + Into<IpAddr>>(
         // Half-open, or without the other direction.
         if flow.is_forward() {
             match end {
+                // Told of before.
+                _ if flow.is_established() && flow.word & mark::ENDED != 0 => {}
                 End::As(found) => tell(found, KernelConnection::of(&flow, peer.as_ref())),
-                End::Silently if flow.is_established() && flow.word & mark::ENDED == 0 => {
+                End::Silently if flow.is_established() => {
                     tell(Found::Ended, KernelConnection::of(&flow, None));
                 }
                 End::Silently => {}

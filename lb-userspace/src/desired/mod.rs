@@ -288,20 +288,30 @@ fn add_slots(
 /// The candidates of all shares, weighted so that each share has its weight, however many it has. A share without any
 /// leaves the connections to the others.
 pub fn mix(shares: Vec<(u32, Vec<Candidate>)>) -> Vec<Candidate> {
-    /// What the weights of a mixture add up to, about.
-    const TOTAL: u64 = 10_000;
+    /// What the weights of a mixture add up to: so much for each candidate, within bounds.
+    const FOR_EACH: u64 = 100;
+    const MOST: u64 = 50_000;
     if shares.len() == 1 {
         return shares.into_iter().flat_map(|(_, candidates)| candidates).collect();
     }
     let used = shares.iter().filter(|(_, candidates)| !candidates.is_empty());
     let all: u64 = used.map(|(weight, _)| u64::from(*weight)).sum();
+    let count: usize = shares.iter().map(|(_, candidates)| candidates.len()).sum();
+    let total = (FOR_EACH * count as u64).clamp(1_000, MOST);
     let mut mixed = Vec::new();
     for (weight, candidates) in shares {
+        let share = (total * u64::from(weight) / all.max(1)).max(1);
         let sum: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
-        mixed.extend(candidates.into_iter().map(|candidate| {
-            let share = TOTAL * u64::from(weight) * u64::from(candidate.weight) / (all * sum);
-            Candidate { weight: share.max(1) as u32, ..candidate }
-        }));
+        // Rounded so that they add up to the share; some of very many in a small one have none.
+        let (mut before, mut given) = (0, 0);
+        for candidate in candidates {
+            before += u64::from(candidate.weight);
+            let weight = share * before / sum - given;
+            given += weight;
+            if weight > 0 {
+                mixed.push(Candidate { weight: weight as u32, ..candidate });
+            }
+        }
     }
     mixed
 }
@@ -386,4 +396,52 @@ fn backend_entry(
     (entry.snat_first, entry.snat_count) = snat.window(observed.network.stable_source(path.source))?;
     contents.hops.insert(entry.hop, hop);
     Ok(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidates(first: u32, weights: &[u32]) -> Vec<Candidate> {
+        let of = |(at, &weight): (usize, &u32)| Candidate { index: first + at as u32, identity: 0, weight };
+        weights.iter().enumerate().map(of).collect()
+    }
+
+    fn sum(mixed: &[Candidate], indices: std::ops::Range<u32>) -> u64 {
+        mixed.iter().filter(|of| indices.contains(&of.index)).map(|of| u64::from(of.weight)).sum()
+    }
+
+    #[test]
+    fn shares_have_their_weights_however_many_they_have() {
+        for (many, few, weights) in
+            [(1, 1, (1, 3)), (500, 1, (1, 99)), (2_000, 2_000, (90, 10)), (3, 0, (1, 9))]
+        {
+            let shares = vec![
+                (weights.0, candidates(0, &vec![1; many])),
+                (weights.1, candidates(10_000, &vec![1; few])),
+            ];
+            let mixed = mix(shares);
+            let (first, second) = (sum(&mixed, 0..10_000), sum(&mixed, 10_000..20_000));
+            if few == 0 {
+                assert_eq!(second, 0);
+                continue;
+            }
+            let share = first as f64 / (first + second) as f64;
+            let wanted = f64::from(weights.0) / f64::from(weights.0 + weights.1);
+            assert!((share - wanted).abs() < 0.002, "{share} instead of {wanted}");
+        }
+    }
+
+    #[test]
+    fn within_a_share_weights_hold() {
+        let mixed = mix(vec![(1, candidates(0, &[1, 3])), (1, candidates(10, &[1]))]);
+        assert_eq!(sum(&mixed, 1..2), 3 * sum(&mixed, 0..1));
+        assert_eq!(sum(&mixed, 0..2), sum(&mixed, 10..11));
+    }
+
+    #[test]
+    fn one_share_is_left_as_it_is() {
+        let alone = candidates(0, &[1, 200]);
+        assert_eq!(mix(vec![(7, alone.clone())]), alone);
+    }
 }

@@ -167,6 +167,8 @@ where
 
     fn count_opened(&self, _backend: u32, _service: u32, _rung: Rung) {}
 
+    fn enter(&self, _backend: u32) {}
+
     fn leave(&self, _backend: u32) {}
 
     fn active(&self, backend: u32) -> u64 {

@@ -164,8 +164,8 @@ struct ActiveRow {
     backend: Option<u32>,
     address: Option<SocketAddr>,
     cluster: Option<u32>,
-    kernel: u32,
-    proxied: u32,
+    kernel: u64,
+    proxied: u64,
     /// Of a cluster: how many there may be.
     limit: Option<u64>,
 }
@@ -186,8 +186,8 @@ pub(super) fn active(context: &Context<'_>, json: bool) -> Result<String> {
                 backend,
                 address: backend.and_then(|backend| context.backend_address(backend)),
                 cluster: index.checked_sub(MAX_BACKENDS),
-                kernel: active.both as u32,
-                proxied: (active.both >> 32) as u32,
+                kernel: Active::kernel(active.both),
+                proxied: Active::proxied(active.both),
                 limit: Some(active.limit).filter(|&limit| limit != 0),
             }
         })

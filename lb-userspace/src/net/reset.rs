@@ -27,8 +27,8 @@ pub struct Reset {
     pub from: SocketAddr,
     pub to: SocketAddr,
     pub seq: u32,
-    /// What it acknowledges: an answer to a SYN has to.
-    pub ack: u32,
+    /// What it acknowledges: an answer to a SYN has to, and what is wrong is worse than nothing.
+    pub ack: Option<u32>,
 }
 
 impl Resets {
@@ -82,14 +82,15 @@ impl Reset {
     }
 
     fn segment(&self) -> [u8; HEADER] {
-        const RST_ACK: u8 = 0x04 | 0x10;
+        const RST: u8 = 0x04;
+        const ACK: u8 = 0x10;
         let mut segment = [0; HEADER];
         segment[..2].copy_from_slice(&self.from.port().to_be_bytes());
         segment[2..4].copy_from_slice(&self.to.port().to_be_bytes());
         segment[4..8].copy_from_slice(&self.seq.to_be_bytes());
-        segment[8..12].copy_from_slice(&self.ack.to_be_bytes());
+        segment[8..12].copy_from_slice(&self.ack.unwrap_or(0).to_be_bytes());
         segment[12] = ((HEADER / 4) << 4) as u8;
-        segment[13] = RST_ACK;
+        segment[13] = if self.ack.is_some() { RST | ACK } else { RST };
         let check = self.checksum(&segment);
         segment[16..18].copy_from_slice(&check.to_be_bytes());
         segment
@@ -133,7 +134,7 @@ mod tests {
             from: "10.0.0.1:80".parse().unwrap(),
             to: "192.0.2.7:40000".parse().unwrap(),
             seq: 0xdead_beef,
-            ack: 7,
+            ack: Some(7),
         };
         let packet = reset.packet();
         assert_eq!(packet.len(), 40);
@@ -151,10 +152,11 @@ mod tests {
             from: "[2001:db8::1]:443".parse().unwrap(),
             to: "[2001:db8::2]:1".parse().unwrap(),
             seq: 1,
-            ack: 2,
+            ack: None,
         };
         let packet = reset.packet();
         assert_eq!(packet.len(), 60);
+        assert_eq!(packet[53], 0x04);
         let checked = [&packet[8..40], &[0, 0, 0, 20, 0, 0, 0, 6], &packet[40..]].concat();
         assert_eq!(sum(&checked), 0);
     }
