@@ -273,18 +273,7 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
         if service.policy == policy::ROUND_ROBIN {
             cursor = balance::advance(position, window.count);
         }
-        let Some(mut drawn) = tables.slot(window.first + position) else { return Err(Reason::NO_BACKEND) };
-        if service.policy == policy::LEAST_REQUEST {
-            let other = balance::scale(tables.random(), window.count);
-            let Some(other) = tables.slot(window.first + other) else { return Err(Reason::NO_BACKEND) };
-            // With one to avoid, the other is as good as any.
-            let is_better = other != request.avoid
-                && tables.active(other) < tables.active(drawn)
-                && cluster_of(tables, other) == cluster_of(tables, drawn);
-            if drawn == request.avoid || is_better {
-                drawn = other;
-            }
-        }
+        let Some(drawn) = tables.slot(window.first + position) else { return Err(Reason::NO_BACKEND) };
         tables.note(Step::Backend(window.first + position, drawn));
         index = drawn;
         if drawn != request.avoid {
@@ -295,6 +284,18 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
     work.choice.get_mut().cursor = cursor;
     if request.attempts > 0 && index == request.avoid {
         return Err(Reason::SYN_REPEATED);
+    }
+    // After the loop, whose ways the verifier would follow once more for each draw.
+    if service.policy == policy::LEAST_REQUEST {
+        let position = balance::scale(tables.random(), window.count);
+        let Some(other) = tables.slot(window.first + position) else { return Err(Reason::NO_BACKEND) };
+        if other != request.avoid
+            && tables.active(other) < tables.active(index)
+            && cluster_of(tables, other) == cluster_of(tables, index)
+        {
+            tables.note(Step::Backend(window.first + position, other));
+            index = other;
+        }
     }
     let Some(backend) = tables.backend(index) else { return Err(Reason::NO_BACKEND) };
     if backend.flags & backend::USED == 0 {

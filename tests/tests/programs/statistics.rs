@@ -5,7 +5,7 @@ use lb_tests::verifier;
 use lb_userspace::datapath::object::{self, ProgramStatistics};
 
 /// The kernel's limit is 1,000,000; this leaves room for kernels that need more steps for the same program.
-const MAX_VERIFIED: u32 = 200_000;
+const MAX_VERIFIED: u32 = 300_000;
 /// Bytes that the deepest chain of calls may take; the kernel's own limit.
 const MAX_STACK: u32 = 512;
 
