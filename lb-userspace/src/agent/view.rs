@@ -1,10 +1,8 @@
 //! What the admin port shows, gathered from configuration, endpoints, proxy and kernel.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::SystemTime;
 
 use anyhow::Result;
 use lb_common::Reason;
@@ -14,12 +12,12 @@ use crate::admin_http::ViewSource;
 use crate::agent::Agent;
 use crate::agent::interfaces::rung_name;
 use crate::datapath::sweep::Carried;
-use crate::model::{Cluster, Config, Discovery, DnsFamily, LbPolicy, Listener};
+use crate::model::{Cluster, Discovery, Listener};
 use crate::proxy::Backend;
 use crate::stats::{
-    CircuitBreakersView, ClusterConfig, ClusterManagerView, ClusterView, ConfigView, Counts, DnsConfig,
-    DnsView, EndpointConfig, EndpointView, FlowTableView, HeadgateView, HealthFlags, ListenerConfig,
-    ListenerManagerView, ListenerView, RungView, ServerState, ServerView, SnatView, UpdateView, View,
+    CircuitBreakersView, ClusterManagerView, ClusterView, Counts, DnsView, EndpointView, FlowTableView,
+    HeadgateView, HealthFlags, ListenerManagerView, ListenerView, RungView, ServerState, ServerView,
+    SnatView, UpdateView, View,
 };
 
 impl Agent {
@@ -301,30 +299,6 @@ impl Agent {
         ];
         Some(DnsView { cluster: cluster.name.clone(), events })
     }
-
-    fn config_view(&self) -> ConfigView {
-        ConfigView {
-            admin_address: self.config.admin.map(|admin| admin.address),
-            last_updated: Some(self.changes.configured),
-            listeners: self.config.listeners.iter().map(|listener| self.listener_config(listener)).collect(),
-            clusters: self.config.clusters.iter().map(cluster_config).collect(),
-        }
-    }
-
-    fn listener_config(&self, listener: &Listener) -> ListenerConfig {
-        let of_cluster =
-            self.config.cluster(&listener.clusters[0].name).map_or(1, |cluster| cluster.connect_attempts);
-        ListenerConfig {
-            name: listener.name.clone(),
-            address: listener.address,
-            stat_prefix: listener.stat_prefix.clone(),
-            clusters: listener.clusters.iter().map(|share| (share.name.clone(), share.weight)).collect(),
-            idle_timeout: listener.idle_timeout,
-            max_connect_attempts: listener.connect_attempts.unwrap_or(of_cluster),
-            max_downstream_connection_duration: listener.max_connection_duration,
-            access_log_paths: listener.access_logs.iter().map(|log| log.path.display().to_string()).collect(),
-        }
-    }
 }
 
 /// The name that an endpoint was resolved from, if there is only one that it can be.
@@ -337,114 +311,9 @@ fn hostname(cluster: &Cluster, address: SocketAddr) -> String {
     }
 }
 
-fn cluster_config(cluster: &Cluster) -> ClusterConfig {
-    let (dns, endpoints) = match &cluster.discovery {
-        Discovery::Static(endpoints) => {
-            let endpoints = endpoints.iter().map(|endpoint| EndpointConfig {
-                host: endpoint.address.ip().to_string(),
-                port: endpoint.address.port(),
-                weight: endpoint.weight,
-            });
-            (None, endpoints.collect())
-        }
-        Discovery::StrictDns(dns) => {
-            let endpoints = dns.hosts.iter().map(|host| EndpointConfig {
-                host: host.name.clone(),
-                port: host.port,
-                weight: host.weight,
-            });
-            let family = match dns.family {
-                DnsFamily::Auto => "AUTO",
-                DnsFamily::V4 => "V4_ONLY",
-                DnsFamily::V6 => "V6_ONLY",
-                DnsFamily::All => "ALL",
-            };
-            let config = DnsConfig {
-                logical: dns.logical,
-                refresh_rate: dns.refresh_rate,
-                respect_ttl: dns.respect_ttl,
-                jitter: dns.jitter,
-                failure_refresh_rate: (dns.failure_backoff.base, dns.failure_backoff.max),
-                lookup_family: family.to_owned(),
-            };
-            (Some(config), endpoints.collect())
-        }
-    };
-    let lb_policy = match cluster.lb_policy {
-        LbPolicy::RoundRobin => "ROUND_ROBIN",
-        LbPolicy::Random => "RANDOM",
-        LbPolicy::Maglev | LbPolicy::SourceIp => "MAGLEV",
-        LbPolicy::LeastRequest => "LEAST_REQUEST",
-    };
-    ClusterConfig {
-        name: cluster.name.clone(),
-        alt_stat_name: cluster.stat_name.clone(),
-        connect_timeout: cluster.connect_timeout,
-        lb_policy: lb_policy.to_owned(),
-        max_connections: cluster.max_connections.map(u64::from),
-        dns,
-        endpoints,
-    }
-}
-
 /// The agent's resident memory.
 fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
-}
-
-/// Changes of listeners and clusters, as Envoy counts them, and of the configuration as a whole.
-pub(super) struct ConfigChanges {
-    listeners: Changed,
-    clusters: Changed,
-    /// Changes of the endpoints of a cluster.
-    pub(super) membership: HashMap<String, u64>,
-    pub(super) reloads_applied: u64,
-    pub(super) reloads_refused: u64,
-    /// When the configuration that runs was taken.
-    pub(super) configured: SystemTime,
-}
-
-impl ConfigChanges {
-    pub(super) fn new() -> Self {
-        Self {
-            listeners: Changed::default(),
-            clusters: Changed::default(),
-            membership: HashMap::new(),
-            reloads_applied: 0,
-            reloads_refused: 0,
-            configured: SystemTime::now(),
-        }
-    }
-
-    /// Another configuration is in force.
-    pub(super) fn count(&mut self, old: &Config, new: &Config) {
-        self.listeners.count(&old.listeners, &new.listeners, |listener| &listener.name);
-        self.clusters.count(&old.clusters, &new.clusters, |cluster| &cluster.name);
-        self.configured = SystemTime::now();
-    }
-}
-
-/// How many of a kind have come, changed and gone.
-#[derive(Default)]
-pub(super) struct Changed {
-    added: u64,
-    modified: u64,
-    removed: u64,
-}
-
-impl Changed {
-    /// Counts the differences of two lists, of which `name` tells what stays what it is.
-    fn count<T: PartialEq>(&mut self, old: &[T], new: &[T], name: impl Fn(&T) -> &str) {
-        let find = |all: &'_ [T], of: &T| all.iter().position(|one| name(one) == name(of));
-        for item in new {
-            match find(old, item) {
-                None => self.added += 1,
-                Some(at) if old[at] != *item => self.modified += 1,
-                Some(_) => {}
-            }
-        }
-        self.removed += old.iter().filter(|item| find(new, item).is_none()).count() as u64;
-    }
 }

@@ -1,35 +1,35 @@
-//! The kernel rungs, kept equal to configuration, endpoints and network.
+//! The kernel rungs, kept equal to configuration, endpoints and network; `sweep` looks at their flows, `counts` at their
+//! counters.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod counts;
+mod sweep;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use lb_common::Rung;
 use lb_common::table;
-use lb_common::tables::{Failed, Opened, active_of_cluster, hop};
+use lb_common::tables::{Failed, Opened, hop};
 
-use crate::active::Place;
+pub use self::counts::Names;
 use crate::agent::Options;
-use crate::agent::accounts::{KernelTotals, Open};
+use crate::agent::accounts::KernelTotals;
 use crate::agent::adopt::adopt;
-use crate::agent::ends::unknown;
 use crate::agent::interfaces::Interfaces;
 use crate::agent::trials::Trials;
-use crate::datapath::connection::KernelConnection;
 use crate::datapath::contents::{Contents, plan};
 use crate::datapath::drift::Drift;
 use crate::datapath::kernel::{Kernel, monotonic_now};
 use crate::datapath::object::{self, Loaded, Pins};
 use crate::datapath::resize::{resize, resume};
-use crate::datapath::sweep::{Found, Limits, Moved, ServiceLimits, Usage};
+use crate::datapath::sweep::{Limits, Usage};
 use crate::datapath::{attach, bpffs};
-use crate::desired::{self, Destination, Indices, Observed};
+use crate::desired::{self, Indices, Observed};
 use crate::endpoints::{Endpoints, Name};
 use crate::model::{Config, Mode};
-use crate::moved::{MovedRoutes, route_to_client};
+use crate::moved::MovedRoutes;
 use crate::net::{self, Link, NeighbourState, RouteTo, Snapshot};
 
 /// Flows of each family for each GiB of memory, unless configured.
@@ -75,44 +75,6 @@ pub struct KernelSide {
     /// A change of the maps has failed half-way.
     dirty: bool,
     draining: bool,
-}
-
-/// What a sweep has come to.
-pub struct Swept {
-    pub found: Vec<(Found, KernelConnection)>,
-    /// The maps have to be updated.
-    pub changed: bool,
-}
-
-/// What indices in the maps stand for.
-#[derive(Default)]
-pub struct Names {
-    /// By service id.
-    listeners: HashMap<u32, Arc<str>>,
-    /// By backend index.
-    clusters: HashMap<u32, Arc<str>>,
-}
-
-impl Names {
-    /// Backend indices, each with its cluster.
-    pub fn clusters(&self) -> impl Iterator<Item = (u32, &Arc<str>)> {
-        self.clusters.iter().map(|(&index, name)| (index, name))
-    }
-
-    /// Service ids, each with its listener.
-    pub fn listeners(&self) -> impl Iterator<Item = (u32, &Arc<str>)> {
-        self.listeners.iter().map(|(&id, name)| (id, name))
-    }
-
-    /// The listener that a service id stands for.
-    pub fn listener(&self, service: u32) -> Arc<str> {
-        self.listeners.get(&service).cloned().unwrap_or_else(unknown)
-    }
-
-    /// The cluster of a backend; `None`: it was left by an earlier agent.
-    pub fn cluster(&self, backend: u32) -> Option<Arc<str>> {
-        self.clusters.get(&backend).cloned()
-    }
 }
 
 /// Neighbours that the kernel is to keep resolved.
@@ -293,230 +255,9 @@ impl KernelSide {
         self.try_endpoints(endpoints);
     }
 
-    /// Takes ended flows out, finds those that have reached a limit, and finds out what the others need.
-    pub fn sweep(&mut self, config: &Config, endpoints: &Endpoints) -> Result<Swept> {
-        self.set_limits(config);
-        let now = monotonic_now();
-        let mut found = Vec::new();
-        self.usage = {
-            let route = route_to_client(&self.contents);
-            let moved = Moved { hops: self.moved.hops(), route: &route };
-            self.kernel.sweep(&self.limits, &moved, &mut |what, of| found.push((what, of)))?
-        };
-        self.limits.last = now;
-        let settled = self.moved.settle(now, |hop| self.usage.is_astray(hop));
-        let released = self.release_indices(endpoints);
-        self.correct_counts();
-        self.begin_totals();
-        self.limits.services.retain(|&id, _| self.indices.services.is_taken(id));
-        self.limits.connect_timeouts.retain(|&index, _| self.indices.backends.is_taken(index));
-        Ok(Swept { found, changed: settled || released || self.dirty })
-    }
-
-    /// Counts what has lost its index, which others may have next.
-    fn count_released(&mut self) {
-        let mut totals = std::mem::take(&mut self.totals);
-        let mut backends = self.names.clusters().filter(|(index, _)| !self.indices.backends.is_taken(*index));
-        let mut services = self.names.listeners().filter(|(id, _)| !self.indices.services.is_taken(*id));
-        let counted = backends
-            .try_for_each(|(index, cluster)| totals.add_backend(self, index, cluster))
-            .and_then(|()| services.try_for_each(|(id, listener)| totals.add_service(self, id, listener)));
-        self.totals = totals;
-        if let Err(error) = counted {
-            log::warn!("reading the counters of the datapath: {error:#}");
-        }
-    }
-
-    /// Counts a last attempt that was not answered in time.
-    pub fn count_unanswered(&mut self, backend: u32) {
-        *self.unanswered.entry(backend).or_default() += 1;
-    }
-
-    /// Flows that were opened to a backend, and attempts that failed, since it has its index.
-    pub fn of_backend(&self, backend: u32) -> Result<(Opened, Failed)> {
-        let (opened, failed) = (self.kernel.opened(backend)?, self.failed(backend)?);
-        let (before_opened, before_failed) = self.before.get(&backend).copied().unwrap_or_default();
-        let opened = Opened {
-            xdp: opened.xdp.saturating_sub(before_opened.xdp),
-            tc: opened.tc.saturating_sub(before_opened.tc),
-        };
-        let failed = Failed {
-            refused: failed.refused.saturating_sub(before_failed.refused),
-            unanswered: failed.unanswered.saturating_sub(before_failed.unanswered),
-        };
-        Ok((opened, failed))
-    }
-
-    /// Attempts to reach a backend that failed.
-    pub fn failed(&self, backend: u32) -> Result<Failed> {
-        let counted = self.kernel.failed(backend)?;
-        let unanswered = self.unanswered.get(&backend).copied().unwrap_or(0);
-        Ok(Failed { unanswered: counted.unanswered + unanswered, ..counted })
-    }
-
-    /// Counts what programs and agent have counted of everything that has a name.
-    pub fn count_all(&mut self) -> Result<()> {
-        let mut totals = std::mem::take(&mut self.totals);
-        let counted = totals.add_all(self);
-        self.totals = totals;
-        counted
-    }
-
-    /// SNAT ports in use towards a backend, as of the last sweep.
-    pub fn snat_ports_used(&self, backend: u32) -> u64 {
-        self.usage.ports(backend)
-    }
-
-    /// SNAT ports that there are towards a backend, of all its SNAT addresses.
-    pub fn snat_ports_of(&self, backend: u32) -> u64 {
-        let addresses = self.contents.backends.get(&backend).map_or(0, |backend| backend.snat_count);
-        u64::from(addresses) * self.snat_ports.len() as u64
-    }
-
-    /// Where the open connections of a backend or, without an address, a cluster are counted.
-    pub fn place(&self, cluster: &str, address: Option<SocketAddr>) -> Option<Place> {
-        let index = match address {
-            Some(address) => self.indices.backend(cluster, address)?,
-            None => active_of_cluster(desired::window(self.cluster_index(cluster)?, false)),
-        };
-        Some(Place { map: Arc::clone(&self.kernel.active), index })
-    }
-
-    /// What open flows carry, added to `open`.
-    pub(super) fn add_open(&self, open: &mut Open) {
-        for (id, listener) in self.names.listeners() {
-            open.listener(listener, self.usage.of_service(id));
-        }
-        for (index, cluster) in self.names.clusters() {
-            open.cluster(cluster, self.usage.of_backend(index));
-        }
-        for rung in [Rung::Xdp, Rung::Tc] {
-            open.rung(rung, self.usage.of_rung(rung));
-        }
-    }
-
-    /// Corrects counts of open connections that have differed from the tables for long.
-    fn correct_counts(&mut self) {
-        let mut counted: HashMap<u32, u64> = HashMap::new();
-        for (index, _) in self.names.clusters() {
-            let flows = self.usage.counted(index);
-            *counted.entry(index).or_default() += flows;
-            if let Some(backend) = self.contents.backends.get(&index) {
-                *counted.entry(active_of_cluster(backend.cluster)).or_default() += flows;
-            }
-        }
-        for (&index, &flows) in &counted {
-            let by = self.drift.note(index, flows as i64 - self.kernel.active_flows(index));
-            if by != 0 {
-                log::debug!("the count of open connections {index} is corrected by {by}");
-                self.kernel.correct_active(index, by);
-            }
-        }
-        self.drift.retain(|index| counted.contains_key(&index));
-    }
-
-    /// Flows of an earlier agent that are open count as opened now, so that the totals go with their ends.
-    fn begin_totals(&mut self) {
-        if std::mem::replace(&mut self.totals_begun, true) {
-            return;
-        }
-        for (index, cluster) in self.names.clusters() {
-            self.totals.begin_cluster(cluster, self.usage.of_backend(index).flows);
-        }
-        for (id, listener) in self.names.listeners() {
-            self.totals.begin_listener(listener, self.usage.of_service(id).flows);
-        }
-    }
-
-    fn set_limits(&mut self, config: &Config) {
-        for listener in &config.listeners {
-            let Some(id) = self.service_id(&listener.name) else { continue };
-            let of_cluster =
-                config.cluster(&listener.clusters[0].name).map(|cluster| cluster.connect_attempts);
-            let limits = ServiceLimits {
-                idle: listener.idle_timeout,
-                age: listener.max_connection_duration,
-                attempts: listener.connect_attempts.or(of_cluster).unwrap_or(1),
-                told_every: listener.access_logs.iter().filter_map(|log| log.flush_interval).collect(),
-            };
-            self.limits.services.insert(id, limits);
-        }
-        let timeouts: HashMap<u32, Duration> = config
-            .clusters
-            .iter()
-            .filter_map(|cluster| Some((self.cluster_index(&cluster.name)?, cluster.connect_timeout)))
-            .collect();
-        for (&(cluster, _), index) in self.indices.backends.iter() {
-            if let Some(&timeout) = timeouts.get(&cluster) {
-                self.limits.connect_timeouts.insert(index, timeout);
-            }
-        }
-    }
-
-    /// What listeners and backends are called now.
-    fn name_all(&mut self) {
-        let clusters: HashMap<u32, Arc<str>> =
-            self.indices.clusters.iter().map(|(name, index)| (index, name.as_str().into())).collect();
-        let services = self.indices.services.iter();
-        self.names.listeners = services.map(|(name, id)| (id, name.as_str().into())).collect();
-        let backends = self.indices.backends.iter();
-        self.names.clusters =
-            backends.filter_map(|(of, index)| Some((index, Arc::clone(clusters.get(&of.0)?)))).collect();
-        let names = &self.names.clusters;
-        self.before.retain(|index, _| names.contains_key(index));
-        self.unanswered.retain(|index, _| names.contains_key(index));
-        for &index in names.keys() {
-            let counted = || {
-                let (opened, failed) = (self.kernel.opened(index), self.kernel.failed(index));
-                (opened.unwrap_or_default(), failed.unwrap_or_default())
-            };
-            self.before.entry(index).or_insert_with(counted);
-        }
-    }
-
     /// Vouches for the next hops.
     pub fn confirm(&self) {
         self.kernel.confirm(self.contents.hops.keys().copied());
-    }
-
-    /// Indices of what is neither wanted nor referred to by a flow are free again. Whether there were any.
-    fn release_indices(&mut self, endpoints: &Endpoints) -> bool {
-        let (usage, contents) = (&self.usage, &self.contents);
-        let windows: HashSet<u32> =
-            contents.slots.keys().map(|&window| desired::cluster_of_window(window)).collect();
-        let services4 = contents.services4.values().map(|service| service.id);
-        let served: HashSet<u32> =
-            services4.chain(contents.services6.values().map(|service| service.id)).collect();
-        let members: HashSet<u32> =
-            endpoints.iter().filter_map(|((of, at), _)| self.indices.backend(of, *at)).collect();
-        let addresses: HashSet<IpAddr> = endpoints.iter().map(|((_, address), _)| address.ip()).collect();
-        let routes: HashSet<u32> =
-            contents.routes4.values().chain(contents.routes6.values()).copied().collect();
-        let indices = &mut self.indices;
-        // A cluster that is gone keeps its index for as long as something of it is left.
-        let left: HashSet<&str> = endpoints.iter().map(|((cluster, _), _)| cluster.as_str()).collect();
-        let used = indices.backends.iter().filter(|(_, index)| usage.has_backend(*index));
-        let used: HashSet<u32> = used.map(|(&(cluster, _), _)| cluster).collect();
-        let clusters = indices.clusters.retain(|name, index| {
-            let wanted = windows.contains(&index) || used.contains(&index);
-            wanted || name.is_some_and(|name| left.contains(name.as_str()))
-        });
-        let services = indices.services.retain(|_, id| served.contains(&id) || usage.has_service(id));
-        let backends =
-            indices.backends.retain(|_, index| members.contains(&index) || usage.has_backend(index));
-        let moved = self.moved.hops();
-        let hops = indices.hops.retain(|destination, index| {
-            let wanted = match destination {
-                Some(Destination::Backend(address)) => addresses.contains(address),
-                _ => routes.contains(&index),
-            };
-            wanted || moved.contains_key(&index) || usage.has_hop(index)
-        });
-        let released = clusters || services || backends || hops;
-        if released {
-            self.count_released();
-        }
-        released
     }
 
     /// Whether every backend that can be reached by a neighbour has that neighbour's address.
