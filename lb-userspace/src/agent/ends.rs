@@ -45,8 +45,10 @@ impl Agent {
     /// What the sweep has found.
     pub(super) fn found(&mut self, all: Vec<(Found, KernelConnection)>) {
         let Some(kernel) = &mut self.kernel else { return };
-        for (_, connection) in all.iter().filter(|(found, _)| *found == Found::Unanswered) {
-            kernel.count_unanswered(connection.backend_index);
+        for (found, connection) in &all {
+            if let Found::Unanswered | Found::GivenUp { refused: false } = found {
+                kernel.count_unanswered(connection.backend_index);
+            }
         }
         let Some(kernel) = &self.kernel else { return };
         for (found, connection) in all {
@@ -58,6 +60,7 @@ impl Agent {
                     record.local_close = Some(reason::MAX_DURATION);
                 }
                 Found::Unanswered => fail(&mut record, None),
+                Found::GivenUp { .. } => record.flags = Flags::UF,
                 Found::Ended => {}
                 Found::Open => record.kind = Kind::Periodic,
             }
@@ -80,7 +83,7 @@ impl Agent {
 
     fn end(&self, kernel: &KernelSide, found: Found, connection: &KernelConnection) {
         match found {
-            Found::Open => {}
+            Found::Open | Found::GivenUp { .. } => {}
             Found::Ended => kernel.kernel.leave(connection.backend_index),
             Found::Idle | Found::TooOld => {
                 kernel.kernel.leave(connection.backend_index);

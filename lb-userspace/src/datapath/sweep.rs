@@ -62,6 +62,11 @@ pub enum Found {
     TooOld,
     /// The last backend that could be tried has not answered in time; taken out.
     Unanswered,
+    /// The client has stopped trying before all backends were tried that could be; taken out.
+    GivenUp {
+        /// The last one has refused, which was counted then; else it has not answered.
+        refused: bool,
+    },
     /// It has ended without anybody telling.
     Ended,
     /// It is open, and to be told of.
@@ -252,7 +257,7 @@ impl Limits {
             if self.is_unanswered(flow, now) {
                 return Some(End::As(Found::Unanswered));
             }
-            return (silent > HALF_OPEN).then_some(End::Silently);
+            return (silent > HALF_OPEN).then(|| self.left(flow));
         }
         if is_closing(flow.word) {
             return (silent > lifetime(flow.word, 0)).then_some(End::Silently);
@@ -266,16 +271,27 @@ impl Limits {
 
     /// Whether the last backend that could be tried was given its time to answer.
     fn is_unanswered<A: Address>(&self, flow: &Flow<A>, now: u64) -> bool {
-        const OTHER: u64 = mark::REVERSE | mark::TOMBSTONE | mark::ANSWERED | mark::ENDED | state::CHALLENGED;
-        if flow.word & OTHER != 0 {
+        if !is_waiting(flow) || flow.word & mark::ENDED != 0 {
             return false;
         }
-        let attempts = self.services.get(&flow.service.into()).map_or(1, |service| service.attempts);
         let timeout = self.connect_timeouts.get(&flow.backend.into());
         // The programs heed no answer that comes later.
         let timeout = timeout.map(|timeout| (timeout.as_nanos() as u64).min(HALF_OPEN_LIMIT));
-        timeout.is_some_and(|timeout| now.saturating_sub(flow.opened_at()) > timeout)
-            && flow.attempts_made() >= attempts.into()
+        timeout.is_some_and(|timeout| now.saturating_sub(flow.opened_at()) > timeout) && !self.may_retry(flow)
+    }
+
+    /// What a half-open entry is whose client has sent nothing for long.
+    fn left<A: Address>(&self, flow: &Flow<A>) -> End {
+        if is_waiting(flow) && self.may_retry(flow) {
+            return End::As(Found::GivenUp { refused: flow.word & mark::ENDED != 0 });
+        }
+        // An answer that the client did not take, as after a SYN with a forged source; or it was told of before.
+        End::Silently
+    }
+
+    fn may_retry<A: Address>(&self, flow: &Flow<A>) -> bool {
+        let attempts = self.services.get(&flow.service.into()).map_or(1, |service| service.attempts);
+        flow.attempts_made() < attempts.into()
     }
 
     /// Whether a line about an open connection is due.
@@ -286,6 +302,11 @@ impl Limits {
             turns(now) > turns(self.last)
         })
     }
+}
+
+/// Whether no backend has answered what a half-open entry stands for, unless by a RST.
+fn is_waiting<A: Address>(flow: &Flow<A>) -> bool {
+    flow.word & (mark::REVERSE | mark::TOMBSTONE | mark::ANSWERED | state::CHALLENGED) == 0
 }
 
 /// How an entry ends.
@@ -377,4 +398,57 @@ fn sweep<A: Address + Into<IpAddr>>(
         }
     }
     Ok(closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::tcp::flags;
+    use lb_common::{Reason, V4};
+
+    use super::*;
+    use crate::test_tables::{CLIENT, NOW, SECOND, VIP, half_open_flow, key, send, tables};
+
+    fn limits() -> Limits {
+        let service = ServiceLimits { idle: None, age: None, attempts: 2, told_every: Vec::new() };
+        Limits {
+            services: [(1, service)].into(),
+            connect_timeouts: [(1, Duration::from_secs(5)), (2, Duration::from_secs(5))].into(),
+            last: 0,
+        }
+    }
+
+    fn end(flow: &Flow<V4>, now: u64) -> Option<Found> {
+        match limits().end(flow, flow.last_seen, now)? {
+            End::As(found) => Some(found),
+            End::Silently => None,
+        }
+    }
+
+    #[test]
+    fn a_client_that_stops_trying_is_told_of() {
+        let tables = tables();
+        let back = half_open_flow(&tables, NOW);
+        let forward = |at: u64| {
+            let of_client = |flow: &Flow<V4>| flow.is_forward() && flow.last_seen >= at;
+            tables.v4.half_open_entries().into_iter().find(of_client).unwrap()
+        };
+        let first = forward(NOW);
+        assert_eq!(end(&first, NOW + 50 * SECOND), None, "it may still try");
+        assert_eq!(end(&first, NOW + 61 * SECOND), Some(Found::GivenUp { refused: false }));
+        assert_eq!(send(&tables, NOW, back, flags::RST | flags::ACK, 0, 101, 0), Reason::REFUSED_RETRY);
+        assert_eq!(end(&forward(NOW), NOW + 61 * SECOND), Some(Found::GivenUp { refused: true }));
+
+        let again = NOW + SECOND;
+        assert_eq!(send(&tables, again, key(CLIENT, VIP), flags::SYN, 100, 0, 0), Reason::SYN_RETRIED);
+        let second = forward(again);
+        assert_eq!(end(&second, again + 4 * SECOND), None);
+        assert_eq!(
+            end(&second, again + 6 * SECOND),
+            Some(Found::Unanswered),
+            "the last one that could be tried"
+        );
+        let back = second.out.reversed();
+        assert_eq!(send(&tables, again, back, flags::SYN | flags::ACK, 500, 101, 0), Reason::SYN_ACK);
+        assert_eq!(end(&forward(again), again + 100 * SECOND), None, "a backend has answered");
+    }
 }
