@@ -171,30 +171,20 @@ fn update_state<A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &T, flow
         return false;
     }
     // Of a RST that its receiver may not accept nobody knows yet whether it ends anything: the agent sees, by the silence.
+    // One that it accepts is the end for good: data that follows was on its way before.
     let surely = segment.flags & tcp::flags::RST == 0 || tcp::is_next(segment.seq, entry.end as u32);
     let (key, generation) = (flow.peer_key(), flow.generation());
-    let mut ended = changed(tables, flow, set, clear);
+    let mut ended = changed(flow, set, clear);
     if let Some(peer) = table::look_up(tables, &key)
         && peer.generation() == generation
     {
-        ended |= changed(tables, peer, set, clear);
+        ended |= changed(peer, set, clear);
     }
     ended && surely
 }
 
 /// Changes the state of an entry; whether it is closing now.
 #[inline(always)]
-fn changed<A: Address, T: Tables<A>>(tables: &T, flow: FlowRef<'_, A>, set: u64, clear: u64) -> bool {
-    let backend = flow.get().backend as u32;
-    // One that goes on after a RST is open again.
-    let revived = if clear != 0 { mark::ENDED } else { 0 };
-    match flow.update(set, clear | revived) {
-        Some(before) => {
-            if before & revived != 0 {
-                tables.enter(backend);
-            }
-            tcp::is_closing((before | set) & !clear)
-        }
-        None => false,
-    }
+fn changed<A: Address>(flow: FlowRef<'_, A>, set: u64, clear: u64) -> bool {
+    flow.update(set, clear).is_some_and(|before| tcp::is_closing((before | set) & !clear))
 }

@@ -422,14 +422,11 @@ impl<'t, A: Address> FlowRef<'t, A> {
             (*at).packets = (*at).packets.max(old.packets);
             (*at).last_seen = (*at).last_seen.max(old.last_seen);
         }
+        // Half-open it is a failed attempt, which may have succeeded since.
+        let ended = if old.word & mark::ESTABLISHED == 0 { mark::ENDED } else { 0 };
+        let set = old.word & !mark::GENERATION & !ended;
         // Last: who sees that the backend has answered goes by its sequence number.
-        let _ = self.update(old.word & !mark::GENERATION, if revived { tcp::state::RESET } else { 0 });
-    }
-
-    /// Marks the connection of a forward entry as ended; whether it was not before.
-    #[cfg(feature = "user")]
-    pub fn end(self) -> bool {
-        self.update(mark::ENDED, 0).is_some_and(|before| before & mark::ENDED == 0)
+        let _ = self.update(set, if revived { tcp::state::RESET } else { 0 });
     }
 
     #[inline(always)]

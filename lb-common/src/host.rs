@@ -545,10 +545,6 @@ macro_rules! host_tables {
                 self.add_active(backend, 1);
             }
 
-            fn enter(&self, backend: u32) {
-                self.add_active(backend, 1);
-            }
-
             fn leave(&self, backend: u32) {
                 self.add_active(backend, u64::MAX);
             }

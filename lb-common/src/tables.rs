@@ -395,8 +395,6 @@ pub trait Tables<A: Address> {
     fn live(&self) -> u64;
     /// Counts a flow that was promoted, also for its backend and service.
     fn count_opened(&self, backend: u32, service: u32, rung: Rung);
-    /// Counts a flow of a backend as open.
-    fn enter(&self, backend: u32);
     /// Takes a flow that was counted so, and has ended, off the open connections of its backend.
     fn leave(&self, backend: u32);
     /// Connections of all rungs that are open to a backend.

@@ -132,15 +132,6 @@ fn add_active(backend: u32, flows: u64) {
     }
 }
 
-/// Adds a flow. Exported, hence verified once, since packets of handshakes and of ends come by here; 0, for there must be
-/// a result.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn enter_active(backend: u32) -> u32 {
-    add_active(backend, 1);
-    0
-}
-
 /// The maps of an address family.
 pub(crate) trait Family: Address {
     /// Index into `LIVE`.
@@ -475,12 +466,7 @@ impl<A: Family> Tables<A> for KernelTables<A> {
                 }
             }
         }
-        enter_active(backend);
-    }
-
-    #[inline(always)]
-    fn enter(&self, backend: u32) {
-        enter_active(backend);
+        add_active(backend, 1);
     }
 
     #[inline(always)]

@@ -173,6 +173,39 @@ fn a_log_that_cannot_be_written_is_refused() {
     assert!(format!("{error:#}").contains("no/such/directory"), "{error:#}");
 }
 
+/// From its beginning to its end, which here is the agent's.
+#[test]
+fn a_connection_has_all_the_lines_that_are_asked_for() {
+    const FORMAT: &str =
+        "'%ACCESS_LOG_TYPE% %STREAM_ID% %BYTES_RECEIVED% %UPSTREAM_CLUSTER% %DOWNSTREAM_LOCAL_CLOSE_REASON%'";
+    for setup in SETUPS {
+        let topology = Topology::new(&setup.options()).unwrap();
+        let directory = Directory::new(&topology);
+        let log = directory.file("access.log");
+        let nginx = start_nginx(&topology, None).unwrap();
+        let options = format!("{FORMAT}, on_start: true, flush_interval: 500ms");
+        let text = logging(setup, &topology, &log, &options);
+        let text = text.replace("    discovery:", "    drain_timeout: 1s\n    discovery:");
+        assert!(text.contains("drain_timeout"), "{text}");
+        let agent = Agent::start(&topology, &text).unwrap();
+        let mut scenario = Scenario { agent, nginx, topology };
+        let mut connection = Connection::open_in(&scenario.topology.client, Family::V4.vip()).unwrap();
+        connection.get().unwrap();
+        lines(&log, 2);
+        scenario.agent.terminate().unwrap();
+        scenario.agent.require_exit(Duration::from_secs(10)).unwrap();
+
+        let lines = lines(&log, 3);
+        let fields: Vec<Vec<&str>> = lines.iter().map(|line| line.split(' ').collect()).collect();
+        let [first, between @ .., last] = fields.as_slice() else { unreachable!() };
+        assert_eq!((first[0], first[2], first[3]), ("TcpConnectionStart", "0", "-"), "{lines:#?}");
+        assert!(between.iter().all(|line| line[0] == "TcpPeriodic" && line[4] == "-"), "{lines:#?}");
+        assert_eq!((last[0], last[4]), ("TcpConnectionEnd", "shutdown"), "{lines:#?}");
+        assert!(last[2].parse::<u64>().unwrap() > 0 && last[3] != "-", "{lines:#?}");
+        assert!(fields.iter().all(|line| line[1] == first[1]), "one connection: {lines:#?}");
+    }
+}
+
 /// Nobody reads from the pipe: lines are lost, and counted, and nothing else is.
 #[test]
 fn a_reader_that_does_not_read_stops_nobody() {

@@ -140,9 +140,6 @@ macro_rules! interleaved {
             fn count_opened(&self, backend: u32, service: u32, rung: Rung) {
                 Tables::<$address>::count_opened(self.inner::<$address>(), backend, service, rung)
             }
-            fn enter(&self, backend: u32) {
-                Tables::<$address>::enter(self.inner::<$address>(), backend)
-            }
             fn leave(&self, backend: u32) {
                 Tables::<$address>::leave(self.inner::<$address>(), backend)
             }

@@ -110,6 +110,11 @@ impl AccessLogs {
         self.dropped.load(Relaxed)
     }
 
+    /// Counts lines that were not even made.
+    pub fn count_dropped(&self, lines: u64) {
+        self.dropped.fetch_add(lines, Relaxed);
+    }
+
     /// Lines that were not written to each file that is in use, since it was opened first.
     pub fn dropped_by_path(&self) -> BTreeMap<PathBuf, u64> {
         self.read(|state| {

@@ -151,7 +151,7 @@ impl Operator {
             }
             Self::Kind => text(record.kind.name(), out),
             Self::Termination => optional_text(record.termination, out),
-            Self::Failure => failure(record, out),
+            Self::Failure => optional_text(record.failure, out),
             Self::LocalClose => optional_text(record.local_close, out),
             Self::UpstreamLocalClose if is_connected(record) => optional_text(record.local_close, out),
             Self::DownstreamClose => text(record.downstream_close.name(), out),
@@ -248,22 +248,12 @@ fn hosts_attempted(record: &Record, part: Part, out: &mut Vec<u8>) -> Written {
     written
 }
 
-fn failure(record: &Record, out: &mut Vec<u8>) -> Written {
-    let written = optional_text(record.failure, out);
-    let at_once = record.failure.is_some_and(|failure| failure.starts_with("immediate_connect_error:"));
-    if let Some(backend) = record.upstream.filter(|_| at_once) {
-        text("|remote_address:", out);
-        address::write(backend, out);
-    }
-    written
-}
-
 /// Derived from what tells connections apart, so that it is the same in each line, also of an agent that has taken
 /// over the connection.
 fn stream_id(record: &Record) -> u128 {
     let half = |salt: u8| {
         let mut hasher = DefaultHasher::new();
-        (salt, record.id, record.start, record.client, record.local, &record.listener).hash(&mut hasher);
+        (salt, record.id, record.client, record.local, &record.listener).hash(&mut hasher);
         u128::from(hasher.finish())
     };
     half(0) << 64 | half(1)

@@ -126,6 +126,8 @@ pub mod reason {
     pub const IDLE_TIMEOUT: &str = "tcp_session_idle_timeout";
     /// `DT`
     pub const MAX_DURATION: &str = "max_connection_duration_reached";
+    /// Headgate has ended while it was open; there is nothing of Envoy's for that.
+    pub const SHUTDOWN: &str = "shutdown";
 
     // Failures: what became of the last attempt. A connect timeout has none.
 
@@ -133,8 +135,4 @@ pub mod reason {
     pub const REFUSED: &str = "delayed_connect_error:_Connection_refused";
     /// No answer to ARP or neighbour discovery, or an ICMP error.
     pub const NO_ROUTE_TO_HOST: &str = "delayed_connect_error:_No_route_to_host";
-    /// connect(2) itself has failed. The log adds the backend's address to these, as Envoy does.
-    pub const AT_ONCE_NO_ROUTE_TO_HOST: &str = "immediate_connect_error:_No_route_to_host";
-    pub const AT_ONCE_NETWORK_UNREACHABLE: &str = "immediate_connect_error:_Network_is_unreachable";
-    pub const AT_ONCE_PERMISSION_DENIED: &str = "immediate_connect_error:_Permission_denied";
 }

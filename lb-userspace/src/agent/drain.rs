@@ -8,10 +8,12 @@ use lb_common::tcp::is_closing;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::interval;
 
+use crate::access_log::{Kind, Record, reason};
 use crate::agent::admin::{self, AdminSocket};
 use crate::agent::{Agent, asked};
 use crate::datapath::kernel::{FamilyMaps, Kernel, monotonic_now};
 use crate::net::Watch;
+use crate::proxy::Observer;
 
 /// How often is looked whether all flows have ended.
 const LOOK: Duration = Duration::from_millis(250);
@@ -42,6 +44,8 @@ impl Agent {
         log::info!("draining, for at most {}", humantime::format_duration(timeout));
         self.wait_for_flows(watch, Instant::now() + timeout).await?;
         self.hear();
+        self.notice_successor();
+        self.tell_of_what_is_left()?;
         if !self.connections.logs.close(LAST_LINES) {
             log::warn!("the access log does not take its last lines: they are lost");
         }
@@ -49,6 +53,19 @@ impl Agent {
         if let Some(kernel) = &self.kernel {
             kernel.unload(&self.network)?;
             log::info!("detached");
+        }
+        Ok(())
+    }
+
+    /// The last lines of connections that end with the agent.
+    fn tell_of_what_is_left(&self) -> Result<()> {
+        let mut left = self.proxy.records();
+        if let Some(kernel) = &self.kernel {
+            left.extend(kernel.records()?);
+        }
+        for record in left {
+            let why = Some(reason::SHUTDOWN);
+            self.connections.tell(&Record { kind: Kind::End, local_close: why, ..record });
         }
         Ok(())
     }

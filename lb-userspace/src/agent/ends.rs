@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Result;
 use lb_common::event::{Event, by, kind};
 use lb_common::flow::mark;
 use lb_common::{Address, Rung as KernelRung};
@@ -53,6 +54,9 @@ impl Agent {
         let Some(kernel) = &self.kernel else { return };
         for (found, connection) in all {
             let mut record = record(&connection, &kernel.names, monotonic_now());
+            if !connection.established {
+                self.connections.tell(&start_of(&record));
+            }
             match found {
                 Found::Idle => record.local_close = Some(reason::IDLE_TIMEOUT),
                 Found::TooOld => {
@@ -108,6 +112,15 @@ impl Agent {
     }
 }
 
+impl KernelSide {
+    /// The established connections as they are now.
+    pub(super) fn records(&self) -> Result<Vec<Record>> {
+        let connections = self.kernel.connections()?;
+        let now = monotonic_now();
+        Ok(connections.iter().map(|connection| record(connection, &self.names, now)).collect())
+    }
+}
+
 /// Opens what RSTs are sent by; without it the ends of an idle connection learn of its end when they go on.
 pub(super) fn open_resets() -> Option<Resets> {
     match Resets::new() {
@@ -149,20 +162,9 @@ impl Heard {
     /// The lines that it makes.
     fn records(&self, names: &Names) -> Vec<Record> {
         let mut record = record(&self.connection, names, self.at);
+        let start = start_of(&record);
         match self.kind {
-            kind::CONNECTED => {
-                let start = Record {
-                    kind: Kind::Start,
-                    duration: Duration::ZERO,
-                    connect: None,
-                    upstream: None,
-                    upstream_local: None,
-                    attempts: 0,
-                    ..record.clone()
-                };
-                record.kind = Kind::Connected;
-                return vec![start, record];
-            }
+            kind::CONNECTED => record.kind = Kind::Connected,
             kind::REFUSED => fail(&mut record, Some(reason::REFUSED)),
             kind::OVERFLOW => {
                 record.flags = Flags::UO;
@@ -176,9 +178,28 @@ impl Heard {
                     0 | by::CLIENT => {}
                     _ => record.downstream_close = Close::RemoteReset,
                 }
+                return vec![record];
             }
         }
-        vec![record]
+        // Nobody was told of it before.
+        vec![start, record]
+    }
+}
+
+/// The line about the beginning of a connection, when there was neither cluster nor backend.
+fn start_of(record: &Record) -> Record {
+    Record {
+        kind: Kind::Start,
+        duration: Duration::ZERO,
+        connect: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        cluster: None,
+        upstream: None,
+        upstream_local: None,
+        flags: Flags::NONE,
+        attempts: 0,
+        ..record.clone()
     }
 }
 
@@ -192,6 +213,7 @@ fn backend_reset(record: &mut Record) {
 /// No attempt has succeeded.
 fn fail(record: &mut Record, why: Option<&'static str>) {
     record.flags = Flags::UF | Flags::URX;
+    record.connect = Some(record.duration);
     record.failure = why;
     record.local_close = Some(reason::CONNECT_FAILED);
     record.upstream_local = None;

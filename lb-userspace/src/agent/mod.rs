@@ -28,7 +28,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
 use crate::access_log::{AccessLogs, check_writable};
-use crate::admin_http::{AdminHttp, ViewRequest};
+use crate::admin_http::{AdminHttp, ViewRequest, ViewSource};
 use crate::agent::accounts::{Accounts, Open, Over};
 use crate::agent::admin::AdminSocket;
 use crate::agent::changes::ConfigChanges;
@@ -46,6 +46,7 @@ use crate::endpoints::Endpoints;
 use crate::model::{AccessLog, Config, Mode};
 use crate::net::{self, Changes, Finding, Resets, Snapshot, Watch};
 use crate::proxy::{Balancer, Proxy, ProxyListener};
+use crate::stats::{ServerView, View};
 
 /// How often next hops are vouched for and ended flows taken out.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -179,17 +180,40 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
         draining: false,
     };
     agent.changes.count(&Config::default(), &agent.config);
-    agent.find_endpoints().await;
-    agent.proxy.apply(proxy_listeners(&agent.config, &agent.balancers))?;
-    agent.start_kernel().await?;
-    agent.look_at_host();
-    agent.ready_after = Some(agent.started.elapsed());
+    agent.start().await?;
     log::info!("ready: {}", agent.summary());
     agent.serve(&mut watch, &mut admin, &mut signals).await?;
     agent.stop(&mut watch, admin).await
 }
 
 impl Agent {
+    /// Everything until it is ready; meanwhile the admin port says that it is not.
+    async fn start(&mut self) -> Result<()> {
+        let server = self.server_view();
+        let mut admin_http = self.admin_http.take();
+        {
+            let starting = self.bring_up();
+            tokio::pin!(starting);
+            loop {
+                tokio::select! {
+                    result = &mut starting => break result?,
+                    Some(request) = asked(&mut admin_http) => request.answer(Ok(not_ready(&server))),
+                }
+            }
+        }
+        self.admin_http = admin_http;
+        self.ready_after = Some(self.started.elapsed());
+        Ok(())
+    }
+
+    async fn bring_up(&mut self) -> Result<()> {
+        self.find_endpoints().await;
+        self.proxy.apply(proxy_listeners(&self.config, &self.balancers))?;
+        self.start_kernel().await?;
+        self.look_at_host();
+        Ok(())
+    }
+
     /// The mode that a configuration asks for, unless the command line does.
     fn mode_of(&self, config: &Config) -> Mode {
         self.options.mode.unwrap_or(config.datapath.mode)
@@ -272,7 +296,6 @@ impl Agent {
             }
             sleep(Duration::from_millis(20)).await;
         }
-        kernel.kernel.forget_proxied();
         kernel.kernel.recount_active()?;
         kernel.attach(&self.config, &self.network).await?;
         kernel.confirm();
@@ -364,20 +387,28 @@ impl Agent {
             return;
         }
         let over = Over::now(&self.connections);
-        let Some(kernel) = &mut self.kernel else { return self.account(over, begin) };
-        match kernel.sweep(&self.config, &self.endpoints) {
-            Ok(swept) => {
+        let mut found = Vec::new();
+        let mut pause = LOOKING;
+        match self.kernel.as_mut().map(|kernel| kernel.sweep(&self.config, &self.endpoints, &mut found)) {
+            Some(Err(error)) => {
+                log::error!("taking ended flows out: {error:#}");
+                pause = HOUSEKEEPING;
+                self.found(found);
+            }
+            swept => {
                 self.account(over, begin);
-                self.found(swept.found);
+                self.found(found);
+                let swept = swept.and_then(Result::ok).unwrap_or_default();
+                self.connections.logs.count_dropped(swept.untold);
                 if swept.changed {
                     self.update_maps("the end of flows");
                 }
-            }
-            Err(error) => {
-                log::error!("taking ended flows out: {error:#}");
-                self.next_look = begin + HOUSEKEEPING;
+                if !swept.is_behind {
+                    pause = pause.max(begin.elapsed() * LOOK_PAUSE);
+                }
             }
         }
+        self.next_look = begin + pause;
     }
 
     /// Adds what open connections carry to what those that are over have carried, and logs lines in between.
@@ -392,7 +423,6 @@ impl Agent {
         }
         self.accounts.update(over, open);
         self.last_look = begin;
-        self.next_look = begin + (begin.elapsed() * LOOK_PAUSE).max(LOOKING);
     }
 
     /// Has connections of the proxy counted by themselves again: the map is another agent's, or goes.
@@ -464,6 +494,12 @@ async fn bind_admin_http(address: SocketAddr) -> Result<AdminHttp> {
 fn is_in_use(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     kind == Some(std::io::ErrorKind::AddrInUse)
+}
+
+/// What the admin port shows before there is anything.
+fn not_ready(server: &ServerView) -> ViewSource {
+    let view = View { server: server.clone(), ..View::default() };
+    Box::new(move || Ok(view))
 }
 
 /// The next request of the admin port, if there is one.

@@ -40,7 +40,7 @@ impl Agent {
         Ok(Box::new(move || Ok(view)))
     }
 
-    fn server_view(&self) -> ServerView {
+    pub(super) fn server_view(&self) -> ServerView {
         let drain = self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max();
         ServerView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -73,10 +73,7 @@ impl Agent {
             listener_modified: changes.listeners.modified,
             listener_removed: changes.listeners.removed,
             listener_create_success: changes.listeners.added + changes.listeners.modified,
-            listener_create_failure: 0,
             total_listeners_active: self.config.listeners.len() as u64,
-            total_listeners_draining: 0,
-            total_listeners_warming: 0,
         }
     }
 
@@ -87,7 +84,7 @@ impl Agent {
             cluster_modified: changes.clusters.modified,
             cluster_removed: changes.clusters.removed,
             active_clusters: self.config.clusters.len() as u64,
-            warming_clusters: 0,
+            warming_clusters: self.discovery.unsettled() as u64,
         }
     }
 
@@ -103,7 +100,6 @@ impl Agent {
             downstream_cx_total: total,
             downstream_cx_active: carried.flows,
             downstream_cx_destroy: total.saturating_sub(carried.flows),
-            downstream_cx_overflow: 0,
             downstream_cx_rx_bytes_total: carried.bytes_in,
             downstream_cx_tx_bytes_total: carried.bytes_out,
             downstream_cx_no_route: counts.no_route.load(Relaxed),

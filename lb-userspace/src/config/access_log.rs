@@ -9,7 +9,8 @@ use crate::model::AccessLog;
 
 pub(super) const PATH: &str = "/dev/stdout";
 
-const KNOWN: [&str; 6] = ["path", "format", "newline", "flush_interval", "on_connect", "on_start"];
+const KNOWN: [&str; 7] =
+    ["path", "format", "newline", "omit_empty_values", "flush_interval", "on_connect", "on_start"];
 
 /// One log, or a list of them; an empty list is none.
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Vec<AccessLog> {
@@ -28,12 +29,13 @@ fn log(entry: &Entry<'_>, report: &mut Report) -> Option<AccessLog> {
         None => Some(Format::envoy_default()),
         Some(entry) => format(&entry, newline.unwrap_or(true), report),
     };
+    let omits_empty = fields.get("omit_empty_values").map_or(Some(false), |entry| entry.boolean(report));
     let flush_interval = fields.get("flush_interval").and_then(|entry| entry.duration(report));
     let on_connect = fields.get("on_connect").map_or(Some(false), |entry| entry.boolean(report));
     let on_start = fields.get("on_start").map_or(Some(false), |entry| entry.boolean(report));
     Some(AccessLog {
         path: path?,
-        format: format?,
+        format: format?.omit_empty(omits_empty?),
         flush_interval: flush_interval.filter(|interval| !interval.is_zero()),
         on_connect: on_connect?,
         on_start: on_start?,

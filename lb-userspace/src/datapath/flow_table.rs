@@ -265,14 +265,6 @@ impl<'t, A: Address> Look<'t, A> {
         Ok(table::remove_in(&flow.key, flow.word, u64::MAX, seed, sets, |index| self.mapped(index)))
     }
 
-    /// Marks the connection of a forward entry as ended, if it is still the same; whether it was not before.
-    pub fn end(&self, flow: &Flow<A>) -> Result<bool> {
-        self.reach(&flow.key)?;
-        let FlowTable { sets, seed, .. } = *self.table;
-        let found = table::find_in(&flow.key, seed, sets, |index| self.mapped(index));
-        Ok(found.is_some_and(|found| found.generation() == flow.generation() && found.end()))
-    }
-
     /// Puts an entry in whose key is not there; whether it is now: there may be no room, or somebody else was faster.
     pub fn insert(&self, flow: &Flow<A>) -> Result<bool> {
         self.reach(&flow.key)?;

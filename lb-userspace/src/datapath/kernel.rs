@@ -233,7 +233,7 @@ impl Kernel {
     /// Sets the counts of open flows to what is in the tables: under other indices, after a crash, or after a change of
     /// tables they are others. Flows that come and go meanwhile may be missed; [`crate::datapath::drift`] finds that.
     pub fn recount_active(&self) -> Result<()> {
-        let mut counted = vec![0u64; self.active.len() as usize];
+        let mut counted = vec![0i64; self.active.len() as usize];
         let mut count = |backend: u32| {
             for index in [backend, active_of_cluster(self.backends.get(backend).cluster)] {
                 counted[index as usize] += 1;
@@ -242,10 +242,9 @@ impl Kernel {
         count_open(&self.v4.flows, &mut count)?;
         count_open(&self.v6.flows, &mut count)?;
         for (index, counted) in counted.into_iter().enumerate() {
-            let word = self.active.word(index as u32, BOTH_WORD);
-            let missing = counted.wrapping_sub(u64::from(word.load(Ordering::Relaxed) as u32));
+            let missing = counted - self.active_flows(index as u32);
             if missing != 0 {
-                word.fetch_add(missing, Ordering::Relaxed);
+                self.correct_active(index as u32, missing);
             }
         }
         Ok(())

@@ -23,10 +23,11 @@ const HALF_OPEN: u64 = 60_000_000_000;
 
 /// Entries that are taken out in one sweep, at the most, so that the agent comes to other things; the rest is left to the
 /// next ones.
-const ENDS: usize = 16_384;
+const ENDS: usize = 65_536;
 
-/// A connection that ends is told by the program that sees it end; this much later that has surely been done.
-const TOLD: u64 = 2_000_000_000;
+/// How long an entry is kept after its last packet that a RST has ended while data was on its way, which took the mark of
+/// the RST away.
+const OUTLIVED: u64 = 60_000_000_000;
 
 /// The limits of connections.
 #[derive(Clone, Debug, Default)]
@@ -67,7 +68,7 @@ pub enum Found {
         /// The last one has refused, which was counted then; else it has not answered.
         refused: bool,
     },
-    /// It has ended without anybody telling.
+    /// It has ended without anybody telling: by a RST that its receiver might not have accepted, and silence; taken out.
     Ended,
     /// It is open, and to be told of.
     Open,
@@ -92,6 +93,10 @@ pub struct Usage {
     astray: BTreeSet<u32>,
     /// Of open flows, by service id, by backend index, and by rung.
     carried: [HashMap<u32, Carried>; 3],
+    /// There was more to take out than one sweep does.
+    pub is_behind: bool,
+    /// Open connections that were to be told of, but for their number.
+    pub untold: u64,
 }
 
 /// What open flows have carried so far.
@@ -229,14 +234,43 @@ impl Kernel {
     ) -> Result<Usage> {
         let now = monotonic_now();
         let mut usage = Usage::default();
-        let closed4 = sweep(&self.v4.flows, limits, now, moved, &mut usage, tell)?;
-        let closed6 = sweep(&self.v6.flows, limits, now, moved, &mut usage, tell)?;
+        let (mut closed4, mut closed6) = (0, 0);
+        let result = sweep(&self.v4.flows, limits, now, moved, &mut usage, tell, &mut closed4)
+            .and_then(|()| sweep(&self.v6.flows, limits, now, moved, &mut usage, tell, &mut closed6));
         for (index, closed) in [(self.v4.index, closed4), (self.v6.index, closed6)] {
             // The second word of `Live`; the agent alone writes it.
             self.live.word(index, 1).fetch_add(closed, Ordering::Relaxed);
         }
-        Ok(usage)
+        result.map(|()| usage)
     }
+}
+
+impl Kernel {
+    /// The connections that are established and have not ended.
+    pub fn connections(&self) -> Result<Vec<KernelConnection>> {
+        let mut all = Vec::new();
+        connections(&self.v4.flows, &mut all)?;
+        connections(&self.v6.flows, &mut all)?;
+        Ok(all)
+    }
+}
+
+fn connections<A: Address + Into<IpAddr>>(
+    table: &FlowTable<A>,
+    all: &mut Vec<KernelConnection>,
+) -> Result<()> {
+    let mut open = Vec::new();
+    table.for_each(|flow| {
+        if is_open(flow) {
+            open.push(*flow);
+        }
+    })?;
+    let look = table.look_everywhere();
+    for flow in open {
+        let peer = look.find(&flow.out.reversed())?.filter(|peer| peer.generation() == flow.generation());
+        all.push(KernelConnection::of(&flow, peer.as_ref()));
+    }
+    Ok(())
 }
 
 impl Limits {
@@ -261,6 +295,9 @@ impl Limits {
         }
         if is_closing(flow.word) {
             return (silent > lifetime(flow.word, 0)).then_some(End::Silently);
+        }
+        if flow.word & mark::ENDED != 0 {
+            return (silent > OUTLIVED).then_some(End::Silently);
         }
         if silent > self.idle_timeout(service) {
             return Some(End::As(Found::Idle));
@@ -289,7 +326,11 @@ impl Limits {
         End::Silently
     }
 
+    /// As the programs decide it.
     fn may_retry<A: Address>(&self, flow: &Flow<A>) -> bool {
+        if flow.syn_payload != 0 {
+            return false;
+        }
         let attempts = self.services.get(&flow.service.into()).map_or(1, |service| service.attempts);
         flow.attempts_made() < attempts.into()
     }
@@ -302,6 +343,17 @@ impl Limits {
             turns(now) > turns(self.last)
         })
     }
+}
+
+/// Whether this is the forward entry of an established connection that has not ended.
+fn is_open<A: Address>(flow: &Flow<A>) -> bool {
+    flow.word & (mark::ESTABLISHED | mark::REVERSE | mark::ENDED) == mark::ESTABLISHED
+        && !is_closing(flow.word)
+}
+
+/// Whether this is the forward entry of one that has ended, though its state says nothing of that.
+fn is_outlived<A: Address>(flow: &Flow<A>) -> bool {
+    flow.word & mark::ENDED != 0 && !is_closing(flow.word)
 }
 
 /// Whether no backend has answered what a half-open entry stands for, unless by a RST.
@@ -317,7 +369,7 @@ enum End {
     As(Found),
 }
 
-/// How many established flows ended. A flow counts by its reverse entry, which outlives the forward one.
+/// `closed`: how many established flows ended. A flow counts by its reverse entry, which outlives the forward one.
 fn sweep<A: Address + Into<IpAddr>>(
     table: &FlowTable<A>,
     limits: &Limits,
@@ -325,19 +377,23 @@ fn sweep<A: Address + Into<IpAddr>>(
     moved: &Moved<'_>,
     usage: &mut Usage,
     tell: &mut dyn FnMut(Found, KernelConnection),
-) -> Result<u64> {
-    const OPEN: u64 = mark::ESTABLISHED;
+    closed: &mut u64,
+) -> Result<()> {
     let (mut candidates, mut due) = (Vec::new(), Vec::new());
     table.for_each_tidying(|flow| {
         usage.add(flow, moved);
-        if candidates.len() < ENDS && limits.end(flow, flow.last_seen, now).is_some() {
-            candidates.push(*flow);
+        if limits.end(flow, flow.last_seen, now).is_some() {
+            if candidates.len() < ENDS {
+                candidates.push(*flow);
+            } else {
+                usage.is_behind = true;
+            }
         }
-        let state = flow.word & (mark::ESTABLISHED | mark::REVERSE | mark::ENDED);
-        if state == OPEN {
-            let untold = is_closing(flow.word) && now.saturating_sub(flow.last_seen) > TOLD;
-            if untold || !is_closing(flow.word) && limits.is_due(flow, now) {
+        if is_open(flow) && limits.is_due(flow, now) {
+            if due.len() < ENDS {
                 due.push(*flow);
+            } else {
+                usage.untold += 1;
             }
         }
     })?;
@@ -346,14 +402,8 @@ fn sweep<A: Address + Into<IpAddr>>(
         Ok(look.find(&flow.out.reversed())?.filter(|peer| peer.generation() == flow.generation()))
     };
     for flow in due {
-        let connection = KernelConnection::of(&flow, peer(&flow)?.as_ref());
-        if !is_closing(flow.word) {
-            tell(Found::Open, connection);
-        } else if look.end(&flow)? {
-            tell(Found::Ended, connection);
-        }
+        tell(Found::Open, KernelConnection::of(&flow, peer(&flow)?.as_ref()));
     }
-    let mut closed = 0;
     for flow in candidates {
         let peer = peer(&flow)?;
         // One direction may be silent for long while the other is not; and a half-open reverse entry sees no repeated
@@ -362,6 +412,13 @@ fn sweep<A: Address + Into<IpAddr>>(
         let Some(end) = limits.end(&flow, last_seen, now) else { continue };
         if flow.is_established() {
             match peer {
+                // Nothing shows in its reverse entry.
+                Some(reverse) if flow.is_forward() && is_outlived(&flow) => {
+                    if look.remove(&flow)? && look.remove(&reverse)? {
+                        *closed += 1;
+                    }
+                    continue;
+                }
                 // Left to its reverse entry.
                 Some(_) if flow.is_forward() => continue,
                 Some(forward) => {
@@ -380,7 +437,7 @@ fn sweep<A: Address + Into<IpAddr>>(
         if !look.remove(&flow)? {
             continue;
         }
-        closed += u64::from(flow.is_established() && !flow.is_forward());
+        *closed += u64::from(flow.is_established() && !flow.is_forward());
         // Half-open, or without the other direction.
         if flow.is_forward() {
             match end {
@@ -397,7 +454,7 @@ fn sweep<A: Address + Into<IpAddr>>(
             }
         }
     }
-    Ok(closed)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -406,7 +463,7 @@ mod tests {
     use lb_common::{Reason, V4};
 
     use super::*;
-    use crate::test_tables::{CLIENT, NOW, SECOND, VIP, half_open_flow, key, send, tables};
+    use crate::test_tables::{CLIENT, NOW, SECOND, VIP, established_flow, half_open_flow, key, send, tables};
 
     fn limits() -> Limits {
         let service = ServiceLimits { idle: None, age: None, attempts: 2, told_every: Vec::new() };
@@ -450,5 +507,27 @@ mod tests {
         let back = second.out.reversed();
         assert_eq!(send(&tables, again, back, flags::SYN | flags::ACK, 500, 101, 0), Reason::SYN_ACK);
         assert_eq!(end(&forward(again), again + 100 * SECOND), None, "a backend has answered");
+    }
+
+    #[test]
+    fn payload_of_a_syn_is_sent_to_one_backend_only() {
+        let tables = tables();
+        half_open_flow(&tables, NOW);
+        let mut flow = tables.v4.half_open_entries().into_iter().find(Flow::is_forward).unwrap();
+        flow.syn_payload = 1;
+        assert_eq!(end(&flow, NOW + 6 * SECOND), Some(Found::Unanswered));
+    }
+
+    #[test]
+    fn what_a_reset_has_ended_does_not_stay_because_of_late_data() {
+        let tables = tables();
+        let back = established_flow(&tables, NOW);
+        assert_eq!(send(&tables, NOW, back, flags::RST, 501, 0, 0), Reason::REVERSE);
+        assert_eq!(send(&tables, NOW, key(CLIENT, VIP), flags::ACK, 101, 501, 10), Reason::FORWARD);
+        let forward = tables.v4.established_entries().into_iter().find(Flow::is_forward).unwrap();
+        assert!(is_outlived(&forward), "{:x}", forward.word);
+        let limits = limits();
+        assert!(limits.end(&forward, NOW, NOW + 50 * SECOND).is_none());
+        assert!(limits.end(&forward, NOW, NOW + 61 * SECOND) == Some(End::Silently));
     }
 }

@@ -342,7 +342,12 @@ impl Discovery {
 
     /// Whether every cluster had its first outcome, an answer or a failure.
     pub fn settled(&self) -> bool {
-        self.clusters.values().all(|watched| watched.settled)
+        self.unsettled() == 0
+    }
+
+    /// Clusters whose first result is outstanding.
+    pub fn unsettled(&self) -> usize {
+        self.clusters.values().filter(|watched| !watched.settled).count()
     }
 }
 

@@ -167,8 +167,6 @@ where
 
     fn count_opened(&self, _backend: u32, _service: u32, _rung: Rung) {}
 
-    fn enter(&self, _backend: u32) {}
-
     fn leave(&self, _backend: u32) {}
 
     fn active(&self, backend: u32) -> u64 {

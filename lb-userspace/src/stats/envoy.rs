@@ -41,10 +41,7 @@ fn managers(stats: &mut Stats, view: &View) {
     stats.counter(&scope, "listener_modified", of.listener_modified);
     stats.counter(&scope, "listener_removed", of.listener_removed);
     stats.counter(&scope, "listener_create_success", of.listener_create_success);
-    stats.counter(&scope, "listener_create_failure", of.listener_create_failure);
     stats.gauge(&scope, "total_listeners_active", true, of.total_listeners_active);
-    stats.gauge(&scope, "total_listeners_draining", false, of.total_listeners_draining);
-    stats.gauge(&scope, "total_listeners_warming", true, of.total_listeners_warming);
     let (scope, of) = (Scope::plain("cluster_manager"), &view.cluster_manager);
     stats.counter(&scope, "cluster_added", of.cluster_added);
     stats.counter(&scope, "cluster_modified", of.cluster_modified);
@@ -59,7 +56,6 @@ fn listener(stats: &mut Stats, of: &ListenerView) {
     stats.counter(&scope, "downstream_cx_total", of.downstream_cx_total);
     stats.gauge(&scope, "downstream_cx_active", used, of.downstream_cx_active);
     stats.counter(&scope, "downstream_cx_destroy", of.downstream_cx_destroy);
-    stats.counter(&scope, "downstream_cx_overflow", of.downstream_cx_overflow);
     if let Some(lengths) = &of.downstream_cx_length_ms {
         stats.histogram(&scope, "downstream_cx_length_ms", lengths);
     }

@@ -45,7 +45,7 @@ pub(super) fn metrics(view: &View) -> Vec<Metric> {
     let rungs = || of.rungs.iter();
     metrics.gauge(
         "headgate_build_info",
-        "The version that runs and the mode that the datapath was asked for; always 1.",
+        "The version that runs and its fastest rung; always 1.",
         [sample([("version", &view.server.version), ("mode", &of.mode)], 1)],
     );
     metrics.counter(

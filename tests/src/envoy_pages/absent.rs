@@ -127,6 +127,15 @@ pub(super) const ABSENT: &[Accepted] = &[
     ),
     statistics(
         &[
+            "envoy_listener_manager_listener_create_failure",
+            "envoy_listener_manager_total_listeners_draining",
+            "envoy_listener_manager_total_listeners_warming",
+        ],
+        "a listener is there at once or its file is refused",
+    ),
+    statistics(&["envoy_listener_downstream_cx_overflow"], "listeners have no limit of connections"),
+    statistics(
+        &[
             "envoy_tcp_downstream_cx_drain_close",
             "envoy_tcp_early_data_received_count_total",
             "envoy_tcp_route_delayed_total",

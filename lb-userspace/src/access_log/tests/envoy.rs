@@ -53,11 +53,6 @@ fn connections_that_fail() {
          delayed_connect_error:_Connection_refused tcp_initializion_failure:0 - Normal Normal 3 \
          127.0.0.1:28301,127.0.0.1:28301,127.0.0.1:28301 0 - 0 TcpConnectionEnd 0"
     );
-    let unreachable = Record { failure: Some(reason::AT_ONCE_NETWORK_UNREACHABLE), ..refused.clone() };
-    assert_eq!(
-        text("%UPSTREAM_TRANSPORT_FAILURE_REASON%", &unreachable),
-        "immediate_connect_error:_Network_is_unreachable|remote_address:127.0.0.1:28301"
-    );
     let unhealthy = Record {
         upstream: None,
         earlier: Vec::new(),

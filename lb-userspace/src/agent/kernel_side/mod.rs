@@ -107,6 +107,8 @@ impl KernelSide {
             }
         };
         let kernel = Kernel::new(loaded)?;
+        // Connections of an earlier agent's proxy are gone with it.
+        kernel.forget_proxied();
         let mut totals = KernelTotals::default();
         totals.adopt(&pins)?;
         for rejected in kernel.all_rejected() {
@@ -171,7 +173,11 @@ impl KernelSide {
             devices: &self.devices,
             snat_ports: &self.snat_ports,
             max_flows: self.max_flows,
-            tell_connected: config.listeners.iter().flat_map(|of| &of.access_logs).any(|log| log.on_connect),
+            tell_connected: config
+                .listeners
+                .iter()
+                .flat_map(|of| &of.access_logs)
+                .any(|log| log.on_connect || log.on_start),
             draining: self.draining,
         };
         self.dirty = true;

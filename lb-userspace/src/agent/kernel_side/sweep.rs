@@ -9,25 +9,34 @@ use anyhow::Result;
 use super::KernelSide;
 use crate::datapath::connection::KernelConnection;
 use crate::datapath::kernel::monotonic_now;
-use crate::datapath::sweep::{Found, Moved, ServiceLimits};
+use crate::datapath::sweep::{Found, Moved, ServiceLimits, Usage};
 use crate::desired::{self, Destination};
 use crate::endpoints::Endpoints;
 use crate::model::Config;
 use crate::moved::route_to_client;
 
 /// What a sweep has come to.
+#[derive(Default)]
 pub struct Swept {
-    pub found: Vec<(Found, KernelConnection)>,
     /// The maps have to be updated.
     pub changed: bool,
+    /// There is more to take out.
+    pub is_behind: bool,
+    /// Open connections that were to be told of, but for their number.
+    pub untold: u64,
 }
 
 impl KernelSide {
-    /// Takes ended flows out, finds those that have reached a limit, and finds out what the others need.
-    pub fn sweep(&mut self, config: &Config, endpoints: &Endpoints) -> Result<Swept> {
+    /// Takes ended flows out, finds those that have reached a limit, and finds out what the others need. What it has
+    /// `found` is taken out also where it fails later on.
+    pub fn sweep(
+        &mut self,
+        config: &Config,
+        endpoints: &Endpoints,
+        found: &mut Vec<(Found, KernelConnection)>,
+    ) -> Result<Swept> {
         self.set_limits(config);
         let now = monotonic_now();
-        let mut found = Vec::new();
         self.usage = {
             let route = route_to_client(&self.contents);
             let moved = Moved { hops: self.moved.hops(), route: &route };
@@ -40,7 +49,8 @@ impl KernelSide {
         self.begin_totals();
         self.limits.services.retain(|&id, _| self.indices.services.is_taken(id));
         self.limits.connect_timeouts.retain(|&index, _| self.indices.backends.is_taken(index));
-        Ok(Swept { found, changed: settled || released || self.dirty })
+        let Usage { is_behind, untold, .. } = self.usage;
+        Ok(Swept { changed: settled || released || self.dirty, is_behind, untold })
     }
 
     fn set_limits(&mut self, config: &Config) {

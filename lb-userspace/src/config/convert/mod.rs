@@ -109,6 +109,9 @@ fn write_logs(writer: &mut Writer, logs: &[AccessLog]) {
             },
             Source::Json(value) => writer.json("format", value),
         }
+        if log.format.omits_empty() {
+            writer.boolean("omit_empty_values", true);
+        }
         if let Some(interval) = log.flush_interval {
             writer.duration("flush_interval", interval);
         }

@@ -123,23 +123,25 @@ fn stream_format(fields: &Message<'_>, import: &mut Import<'_>) -> Option<Format
 
 fn log_format(entry: &Entry<'_>, import: &mut Import<'_>) -> Option<Format> {
     let fields = message::read(entry, LOG_FORMAT, import)?;
-    if let Some(entry) = fields.get("omit_empty_values") {
-        match value::boolean(entry, import)? {
-            true => import.approximate(entry, "what has no value is logged as -, or null in JSON"),
-            false => import.honour(entry),
+    let omits_empty = match fields.get("omit_empty_values") {
+        Some(entry) => {
+            import.honour(entry);
+            value::boolean(entry, import)?
         }
-    }
+        None => false,
+    };
     let Some(format) = fields.one_of(&["text_format", "text_format_source", "json_format"], import) else {
         import.error(entry, "needs text_format_source or json_format");
         return None;
     };
-    if fields.get("json_format").is_some() {
+    let format = if fields.get("json_format").is_some() {
         json_format(format, import)
     } else if fields.get("text_format").is_some() {
         text_format(format, value::text(format, import)?, import)
     } else {
         text_source(format, import)
-    }
+    };
+    Some(format?.omit_empty(omits_empty))
 }
 
 fn text_source(entry: &Entry<'_>, import: &mut Import<'_>) -> Option<Format> {

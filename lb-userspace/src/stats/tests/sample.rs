@@ -73,7 +73,6 @@ pub(super) fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener
         downstream_cx_total: 0,
         downstream_cx_active: 0,
         downstream_cx_destroy: 0,
-        downstream_cx_overflow: 0,
         downstream_cx_rx_bytes_total: 0,
         downstream_cx_tx_bytes_total: 0,
         downstream_cx_no_route: 0,

@@ -66,7 +66,7 @@ pub struct ServerView {
     pub config_path: String,
     /// How long a drain may take.
     pub drain_time: Duration,
-    /// `node.id` and `node.cluster` of an Envoy file.
+    /// Empty: `node` of an Envoy file is not read.
     pub node_id: String,
     pub node_cluster: String,
     /// Connections that are open, of all listeners.
@@ -83,10 +83,7 @@ pub struct ListenerManagerView {
     pub listener_modified: u64,
     pub listener_removed: u64,
     pub listener_create_success: u64,
-    pub listener_create_failure: u64,
     pub total_listeners_active: u64,
-    pub total_listeners_draining: u64,
-    pub total_listeners_warming: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -108,8 +105,6 @@ pub struct ListenerView {
     pub downstream_cx_total: u64,
     pub downstream_cx_active: u64,
     pub downstream_cx_destroy: u64,
-    /// Refused for the listener's own limit of connections.
-    pub downstream_cx_overflow: u64,
     /// Payload from the clients.
     pub downstream_cx_rx_bytes_total: u64,
     /// Payload to the clients.
@@ -251,6 +246,6 @@ pub struct HealthFlags {
     pub pending_active_hc: bool,
     /// The last check timed out.
     pub active_hc_timeout: bool,
-    /// Taken out by `headgate drain`.
+    /// Taken out by hand.
     pub eds_status_draining: bool,
 }
