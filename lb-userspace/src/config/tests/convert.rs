@@ -129,9 +129,10 @@ fn format() -> impl Strategy<Value = Value> {
     );
     prop_oneof![
         Just(json!({ "path": "/dev/stdout" })),
-        (text(), "\n{0,2}").prop_map(|(line, end)| {
-            let line = line.replace('%', "%%");
-            json!({ "path": "/var/log/a b", "log_format": { "text_format": format!("{line}x{end}") } })
+        (text(), "\n{0,2}", any::<bool>()).prop_map(|(line, end, omits_empty)| {
+            let text = format!("{}x{end}", line.replace('%', "%%"));
+            let format = json!({ "text_format": text, "omit_empty_values": omits_empty });
+            json!({ "path": "/var/log/a b", "log_format": format })
         }),
         json.prop_map(|json| json!({ "path": "/dev/stderr", "json_format": json })),
     ]

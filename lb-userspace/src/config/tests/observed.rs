@@ -54,6 +54,7 @@ fn formats() {
     assert_eq!(format("\"a\\n\""), Format::text("a\n").unwrap());
     assert_eq!(format("\"a\\n\", newline: false"), Format::text("a\n").unwrap());
     assert_eq!(format("\"a\", newline: false"), Format::text("a").unwrap());
+    assert_eq!(format("\"a\", omit_empty_values: true"), Format::text("a\n").unwrap().omit_empty(true));
     let json = serde_json::json!({ "ms": "%DURATION%", "n": 5, "f": 1.5, "list": [true, null, -3] });
     assert_eq!(
         format("{ ms: \"%DURATION%\", n: 5, f: 1.5, list: [true, null, -3] }"),

@@ -199,6 +199,10 @@ fn access_logs_of_tcp_proxy_and_of_the_listener() {
     let formats = [
         ("log_format: { text_format: \"a\" }", Format::text("a").unwrap()),
         ("log_format: { text_format_source: { inline_string: \"a\\n\" } }", Format::text("a\n").unwrap()),
+        (
+            "log_format: { omit_empty_values: true, text_format: \"a\\n\" }",
+            Format::text("a\n").unwrap().omit_empty(true),
+        ),
         ("format: \"\"", Format::envoy_default()),
         ("json_format: { a: b }", Format::json(&serde_json::json!({ "a": "b" })).unwrap()),
     ];
