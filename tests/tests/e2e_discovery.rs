@@ -17,7 +17,7 @@ use lb_tests::dnsmasq::{Dnsmasq, Unknown};
 use lb_tests::http::{Connection, sequential};
 use lb_tests::rung::Rung;
 use lb_tests::scenario::Setup;
-use lb_tests::topology::{Family, HTTP};
+use lb_tests::topology::{Family, HTTP, Topology};
 
 /// An ended flow keeps its entry, and so its backend, for its TIME_WAIT of a minute.
 const CLOSED: Duration = Duration::from_secs(90);
@@ -218,7 +218,12 @@ fn a_cold_start_without_dns() {
     agent.require_exit(SOON).unwrap();
 
     cluster.dns.freeze().unwrap();
-    agent.restart(&["--resolv-conf", cluster.resolv_conf().to_str().unwrap()]).unwrap();
+    let states = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| states_until_live(&cluster.topology));
+        agent.restart(&["--resolv-conf", cluster.resolv_conf().to_str().unwrap()]).unwrap();
+        asking.join().unwrap()
+    });
+    assert_eq!(states, ["INITIALIZING 503", "LIVE 200"], "a probe sees the start");
     wait_endpoints(&agent, &[1, 2]).unwrap();
     require_served(&cluster, &agent, Rung::Tc, &[1, 2]);
     wait_why(&agent, 0, &["saved"]).unwrap();
@@ -313,9 +318,29 @@ fn a_second_server_answers() {
     wait_endpoints(&agent, &[1, 2]).unwrap();
 }
 
+/// What `/ready` answers one after the other, without repetitions.
+fn states_until_live(topology: &Topology) -> Vec<String> {
+    let mut states: Vec<String> = Vec::new();
+    for _ in 0..400 {
+        let url = "http://127.0.0.1:8001/ready";
+        let answer =
+            topology.lb.run("curl", &["-s", "-m", "1", "-w", " %{http_code}", url]).unwrap_or_default();
+        let state = answer.split_whitespace().collect::<Vec<_>>().join(" ");
+        if !answer.is_empty() && states.last() != Some(&state) {
+            states.push(state);
+        }
+        if answer.starts_with("LIVE") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    states
+}
+
 fn start_agent(cluster: &Cluster, setup: Setup, discovery: &str) -> Agent {
     let text = format!(
         r#"datapath: {{ mode: {}, interfaces: auto, max_flows: 65536 }}
+admin: {{}}
 listeners:
   - {{ name: http4, address: "0.0.0.0:{HTTP}", cluster: web }}
   - {{ name: http6, address: "[::]:{HTTP}", cluster: web }}
