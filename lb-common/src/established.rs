@@ -171,13 +171,14 @@ fn update_state<A: Address, T: Tables<A>>(segment: &Segment<A>, tables: &T, flow
         return false;
     }
     // Of a RST that its receiver may not accept nobody knows yet whether it ends anything: the agent sees, by the silence.
-    // One that it accepts is the end for good: data that follows was on its way before.
     let surely = segment.flags & tcp::flags::RST == 0 || tcp::is_next(segment.seq, entry.end as u32);
     let (key, generation) = (flow.peer_key(), flow.generation());
+    let peer = table::look_up(tables, &key).filter(|peer| peer.generation() == generation);
+    let (word, peer_word) = (flow.seen(), if let Some(peer) = peer { peer.seen() } else { 0 });
+    // One that it accepts is the end for good: data that follows was on its way before.
+    let clear = if (word | peer_word) & mark::ENDED != 0 { 0 } else { clear };
     let mut ended = changed(flow, set, clear);
-    if let Some(peer) = table::look_up(tables, &key)
-        && peer.generation() == generation
-    {
+    if let Some(peer) = peer {
         ended |= changed(peer, set, clear);
     }
     ended && surely

@@ -155,7 +155,7 @@ fn a_reset_counts_in_window_only_and_is_undone_by_data() {
             world.client_sends(&connection, reset(outside), Reason::FORWARD);
             assert_eq!(forward(&world, &connection).state, 0, "{outside:x}");
         }
-        for inside in [1_001u32.wrapping_sub(0xffff), 1_001, 1_001 + 0xffff] {
+        for inside in [1_001u32.wrapping_sub(0xffff), 1_000, 1_003, 1_001 + 0xffff] {
             world.client_sends(&connection, reset(inside), Reason::FORWARD);
             assert_eq!(forward(&world, &connection).state, state::RESET);
             assert_eq!(reverse(&world, &connection).state, state::RESET);
@@ -165,7 +165,11 @@ fn a_reset_counts_in_window_only_and_is_undone_by_data() {
             world.backend_sends(&connection, connection.of_backend().payload(b"on"), Reason::REVERSE);
             assert_eq!((forward(&world, &connection).state, reverse(&world, &connection).state), (0, 0));
         }
+        // What the backend accepts is the end: data that follows was on its way.
         world.client_sends(&connection, reset(1_001), Reason::FORWARD);
+        world.backend_sends(&connection, connection.of_backend().payload(b"on"), Reason::REVERSE);
+        let states = (forward(&world, &connection).state, reverse(&world, &connection).state);
+        assert_eq!(states, (state::RESET, state::RESET));
         let next = world.open(connection.client, 500_000, Reason::NEW_FLOW);
         assert_ne!(next.snat, connection.snat);
     }

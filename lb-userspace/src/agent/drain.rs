@@ -45,7 +45,9 @@ impl Agent {
         self.wait_for_flows(watch, Instant::now() + timeout).await?;
         self.hear();
         self.notice_successor();
-        self.tell_of_what_is_left()?;
+        if let Err(error) = self.tell_of_what_is_left() {
+            log::warn!("logging the connections that end now: {error:#}");
+        }
         if !self.connections.logs.close(LAST_LINES) {
             log::warn!("the access log does not take its last lines: they are lost");
         }

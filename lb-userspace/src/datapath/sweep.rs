@@ -25,10 +25,6 @@ const HALF_OPEN: u64 = 60_000_000_000;
 /// next ones.
 const ENDS: usize = 65_536;
 
-/// How long an entry is kept after its last packet that a RST has ended while data was on its way, which took the mark of
-/// the RST away.
-const OUTLIVED: u64 = 60_000_000_000;
-
 /// The limits of connections.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
@@ -296,9 +292,6 @@ impl Limits {
         if is_closing(flow.word) {
             return (silent > lifetime(flow.word, 0)).then_some(End::Silently);
         }
-        if flow.word & mark::ENDED != 0 {
-            return (silent > OUTLIVED).then_some(End::Silently);
-        }
         if silent > self.idle_timeout(service) {
             return Some(End::As(Found::Idle));
         }
@@ -349,11 +342,6 @@ impl Limits {
 fn is_open<A: Address>(flow: &Flow<A>) -> bool {
     flow.word & (mark::ESTABLISHED | mark::REVERSE | mark::ENDED) == mark::ESTABLISHED
         && !is_closing(flow.word)
-}
-
-/// Whether this is the forward entry of one that has ended, though its state says nothing of that.
-fn is_outlived<A: Address>(flow: &Flow<A>) -> bool {
-    flow.word & mark::ENDED != 0 && !is_closing(flow.word)
 }
 
 /// Whether no backend has answered what a half-open entry stands for, unless by a RST.
@@ -412,13 +400,6 @@ fn sweep<A: Address + Into<IpAddr>>(
         let Some(end) = limits.end(&flow, last_seen, now) else { continue };
         if flow.is_established() {
             match peer {
-                // Nothing shows in its reverse entry.
-                Some(reverse) if flow.is_forward() && is_outlived(&flow) => {
-                    if look.remove(&flow)? && look.remove(&reverse)? {
-                        *closed += 1;
-                    }
-                    continue;
-                }
                 // Left to its reverse entry.
                 Some(_) if flow.is_forward() => continue,
                 Some(forward) => {
@@ -463,7 +444,7 @@ mod tests {
     use lb_common::{Reason, V4};
 
     use super::*;
-    use crate::test_tables::{CLIENT, NOW, SECOND, VIP, established_flow, half_open_flow, key, send, tables};
+    use crate::test_tables::{CLIENT, NOW, SECOND, VIP, half_open_flow, key, send, tables};
 
     fn limits() -> Limits {
         let service = ServiceLimits { idle: None, age: None, attempts: 2, told_every: Vec::new() };
@@ -516,18 +497,5 @@ mod tests {
         let mut flow = tables.v4.half_open_entries().into_iter().find(Flow::is_forward).unwrap();
         flow.syn_payload = 1;
         assert_eq!(end(&flow, NOW + 6 * SECOND), Some(Found::Unanswered));
-    }
-
-    #[test]
-    fn what_a_reset_has_ended_does_not_stay_because_of_late_data() {
-        let tables = tables();
-        let back = established_flow(&tables, NOW);
-        assert_eq!(send(&tables, NOW, back, flags::RST, 501, 0, 0), Reason::REVERSE);
-        assert_eq!(send(&tables, NOW, key(CLIENT, VIP), flags::ACK, 101, 501, 10), Reason::FORWARD);
-        let forward = tables.v4.established_entries().into_iter().find(Flow::is_forward).unwrap();
-        assert!(is_outlived(&forward), "{:x}", forward.word);
-        let limits = limits();
-        assert!(limits.end(&forward, NOW, NOW + 50 * SECOND).is_none());
-        assert!(limits.end(&forward, NOW, NOW + 61 * SECOND) == Some(End::Silently));
     }
 }
