@@ -127,8 +127,9 @@ fn a_reset_outside_the_window_ends_nothing() {
                 Reason::FORWARD,
             );
             forwarded(world.client_sends(&syn(&segment)), Reason::FORWARD);
-            // And one that does, until data says that nobody believed it.
-            forwarded(world.client_sends(&client_ack(&segment).flags(RST)), Reason::FORWARD);
+            // And one that the backend need not believe, until data says that it did not.
+            let near = client_ack(&segment).seq(CLIENT_ISN.wrapping_add(501)).flags(RST);
+            forwarded(world.client_sends(&near), Reason::FORWARD);
             forwarded(world.backend_sends(&backend_ack(&opened).payload(b"still here")), Reason::REVERSE);
             forwarded(world.client_sends(&syn(&segment)), Reason::FORWARD);
         }
