@@ -577,6 +577,15 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_attempt_does_not_end_the_connection_that_came_of_it() {
+        let mut new = entry(1, mark::ESTABLISHED, 1);
+        follow(&mut new, &entry(1, mark::ENDED, 1), false);
+        assert_eq!(new.word, entry(1, mark::ESTABLISHED, 0).word);
+        follow(&mut new, &entry(1, mark::ESTABLISHED | mark::ENDED, 1), false);
+        assert_eq!(new.word, entry(1, mark::ESTABLISHED | mark::ENDED, 0).word);
+    }
+
+    #[test]
     fn the_later_attempt_counts() {
         let closing = mark::ESTABLISHED | tcp::state::RESET;
         let mut new = entry(1, closing, 9);

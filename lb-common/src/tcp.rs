@@ -33,7 +33,7 @@ pub mod state {
 
 /// How far from the highest byte seen a RST may lie to count as the end of the flow. Endpoints want an exact match
 /// (RFC 5961 section 3); one that is missed costs an entry until the idle timeout, one that is believed wrongly is
-/// undone by the next data.
+/// undone by the next data, unless it was an exact match.
 const RESET_WINDOW: u32 = 0xffff;
 
 /// Whether `a` is behind `b` in sequence space.
