@@ -15,9 +15,9 @@ const GRACE: Duration = Duration::from_secs(2);
 pub type Name = (String, SocketAddr);
 
 /// An endpoint of a cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    pub weight: u32,
+    pub endpoint: Endpoint,
     /// Since when it takes no new connections.
     pub draining: Option<Instant>,
 }
@@ -34,8 +34,8 @@ impl Endpoints {
     pub fn set(&mut self, cluster: &str, endpoints: &[Endpoint], now: Instant) -> bool {
         let mut changed = false;
         for endpoint in endpoints {
-            let member = Member { weight: endpoint.weight, draining: None };
-            let old = self.members.insert((cluster.to_owned(), endpoint.address), member);
+            let member = Member { endpoint: endpoint.clone(), draining: None };
+            let old = self.members.insert((cluster.to_owned(), endpoint.address), member.clone());
             changed |= old != Some(member);
         }
         for ((_, address), member) in self.members.iter_mut().filter(|((name, _), _)| name == cluster) {
@@ -62,7 +62,10 @@ impl Endpoints {
 
     /// An earlier agent's: its connections live on.
     pub fn adopt_draining(&mut self, address: SocketAddr, now: Instant) {
-        self.members.insert((String::new(), address), Member { weight: 1, draining: Some(now) });
+        self.members.insert(
+            (String::new(), address),
+            Member { endpoint: Endpoint::new(address, 1), draining: Some(now) },
+        );
     }
 
     /// Takes out those that have drained: no connection of them is left.
@@ -88,7 +91,7 @@ impl Endpoints {
     pub fn active<'a>(&'a self, cluster: &str) -> impl Iterator<Item = Endpoint> + 'a {
         self.of(cluster)
             .filter(|(_, member)| member.draining.is_none())
-            .map(|(address, member)| Endpoint { address, weight: member.weight })
+            .map(|(_, member)| member.endpoint.clone())
     }
 
     /// All of a cluster.
@@ -107,7 +110,7 @@ mod tests {
     use super::*;
 
     fn endpoint(host: u8) -> Endpoint {
-        Endpoint { address: SocketAddr::from(([10, 0, 0, host], 80)), weight: 1 }
+        Endpoint::new(SocketAddr::from(([10, 0, 0, host], 80)), 1)
     }
 
     fn name(host: u8) -> Name {

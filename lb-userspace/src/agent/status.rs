@@ -157,7 +157,7 @@ impl Agent {
                 cluster: cluster.clone(),
                 address: *address,
                 state: if member.draining.is_some() { DRAINING } else { HEALTHY },
-                weight: member.weight,
+                weight: member.endpoint.weight,
                 active: 0,
                 total,
                 proxy_only: why,

@@ -210,7 +210,7 @@ impl Agent {
                 cx_total: connected + failures + proxied.connecting,
                 rq_pending_active: proxied.connecting,
                 rq_total: connected,
-                weight: member.weight,
+                weight: member.endpoint.weight,
                 priority: 0,
                 region: String::new(),
                 zone: String::new(),

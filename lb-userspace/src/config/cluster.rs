@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use super::discovery;
 use super::tree::{Entry, Located, Report};
-use crate::model::{Cluster, Discovery, LbPolicy};
+use crate::model::{Cluster, Discovery, HealthCheck, LbPolicy, OnLeaving, Outlier, SlowStart};
 
 /// Envoy's default.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const CONNECT_ATTEMPTS: u32 = 3;
+/// Envoy's default, percent.
+pub(super) const PANIC_THRESHOLD: u32 = 50;
+/// Envoy's default, percent.
+pub(super) const OVERPROVISIONING: u32 = 140;
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 const SUPPORTED: [&str; 11] = [
@@ -48,6 +52,15 @@ pub(super) struct ClusterDraft {
     pub(super) connect_attempts: u32,
     pub(super) max_connections: Option<u32>,
     pub(super) stat_name: Option<String>,
+    pub(super) health_check: Option<HealthCheck>,
+    pub(super) outlier: Option<Outlier>,
+    pub(super) panic_threshold: u32,
+    pub(super) slow_start: Option<SlowStart>,
+    pub(super) prefer_local_node: bool,
+    pub(super) overprovisioning_percent: u32,
+    pub(super) keep_while_healthy: bool,
+    pub(super) on_removed: OnLeaving,
+    pub(super) on_unhealthy: OnLeaving,
     pub(super) drain_timeout: Duration,
 }
 
@@ -62,6 +75,15 @@ impl ClusterDraft {
             connect_attempts: self.connect_attempts,
             max_connections: self.max_connections,
             stat_name: self.stat_name,
+            health_check: self.health_check,
+            outlier: self.outlier,
+            panic_threshold: self.panic_threshold,
+            slow_start: self.slow_start,
+            prefer_local_node: self.prefer_local_node,
+            overprovisioning_percent: self.overprovisioning_percent,
+            keep_while_healthy: self.keep_while_healthy,
+            on_removed: self.on_removed,
+            on_unhealthy: self.on_unhealthy,
             drain_timeout: self.drain_timeout,
         })
     }
@@ -102,6 +124,15 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
             .and_then(|entry| entry.number("0 (no limit), or ", 0..=u32::MAX, report))
             .filter(|limit| *limit > 0),
         stat_name: fields.get("stat_name").and_then(|entry| entry.stat_name(report)),
+        health_check: None,
+        outlier: None,
+        panic_threshold: PANIC_THRESHOLD,
+        slow_start: None,
+        prefer_local_node: false,
+        overprovisioning_percent: OVERPROVISIONING,
+        keep_while_healthy: false,
+        on_removed: OnLeaving::Drain,
+        on_unhealthy: OnLeaving::Keep,
         drain_timeout: fields
             .get("drain_timeout")
             .and_then(|entry| entry.duration(report))

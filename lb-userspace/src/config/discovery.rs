@@ -118,13 +118,13 @@ fn endpoints(entry: &Entry<'_>, report: &mut Report) -> Vec<Endpoint> {
     }
     let read = |entry: &Entry<'_>, report: &mut Report| host_address(entry, report);
     let hosts = hosts(entry, &read, &SocketAddr::to_string, report);
-    hosts.into_iter().map(|(address, weight)| Endpoint { address, weight }).collect()
+    hosts.into_iter().map(|(address, weight)| Endpoint::new(address, weight)).collect()
 }
 
 fn dns_hosts(entry: &Entry<'_>, report: &mut Report) -> Vec<DnsHost> {
     let show = |(name, port): &(String, u16)| format!("{name}:{port}");
     let hosts = hosts(entry, &dns_host, &show, report);
-    hosts.into_iter().map(|((name, port), weight)| DnsHost { name, port, weight }).collect()
+    hosts.into_iter().map(|((name, port), weight)| DnsHost::new(&name, port, weight)).collect()
 }
 
 /// The elements, each with its weight; what is there twice is refused.

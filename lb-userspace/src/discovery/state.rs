@@ -255,7 +255,7 @@ impl State {
             set.retain(|address, _| Some(*address) == kept);
         }
         let new: Vec<Endpoint> =
-            set.iter().map(|(address, weight)| Endpoint { address: *address, weight: *weight }).collect();
+            set.iter().map(|(address, weight)| self.endpoint(*address, *weight)).collect();
         self.compare(&new, gone, &mut step.transitions);
         step.endpoints_changed = new != self.endpoints;
         self.endpoints = new;
@@ -273,6 +273,22 @@ impl State {
         }
         (self.phase, self.told, self.why) = (phase, kind, why);
         step
+    }
+
+    /// An endpoint as its hosts describe it: where there are several, the first of those that are to be used first.
+    fn endpoint(&self, address: SocketAddr, weight: u32) -> Endpoint {
+        let hosts = self.hosts.iter().filter(|host| host.endpoints().any(|of| of == address));
+        match hosts.min_by_key(|host| host.host.priority) {
+            Some(HostState { host, .. }) => Endpoint {
+                priority: host.priority,
+                probe: host.probe.clone(),
+                ..Endpoint::new(address, weight)
+            },
+            None => {
+                let before = self.endpoints.iter().find(|endpoint| endpoint.address == address).cloned();
+                Endpoint { weight, ..before.unwrap_or_else(|| Endpoint::new(address, weight)) }
+            }
+        }
     }
 
     fn compare(

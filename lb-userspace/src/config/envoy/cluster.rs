@@ -7,9 +7,11 @@ use super::message;
 use super::policy::{self, Policy};
 use super::schema::{DURATION, Field, KEEPALIVE, Kind, PERCENT, checked, ignored, read, refused};
 use super::{breakers, discovery, tcp_proxy, transport, value};
-use crate::config::cluster::{CONNECT_TIMEOUT, ClusterDraft, DRAIN_TIMEOUT};
+use crate::config::cluster::{
+    CONNECT_TIMEOUT, ClusterDraft, DRAIN_TIMEOUT, OVERPROVISIONING, PANIC_THRESHOLD,
+};
 use crate::config::tree::Entry;
-use crate::model::LbPolicy;
+use crate::model::{LbPolicy, OnLeaving};
 
 pub(super) const NO_HTTP: &str = "tcp_proxy speaks no HTTP to the backends";
 const NO_HEALTH_CHECKS: &str = "without health checks it has no effect in Envoy either";
@@ -173,6 +175,15 @@ pub(super) fn read_cluster<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Op
             connect_attempts: tcp_proxy::CONNECT_ATTEMPTS,
             max_connections: limit.or(Some(breakers::MAX_CONNECTIONS)),
             stat_name,
+            health_check: None,
+            outlier: None,
+            panic_threshold: PANIC_THRESHOLD,
+            slow_start: None,
+            prefer_local_node: false,
+            overprovisioning_percent: OVERPROVISIONING,
+            keep_while_healthy: true,
+            on_removed: OnLeaving::Keep,
+            on_unhealthy: OnLeaving::Keep,
             drain_timeout: DRAIN_TIMEOUT,
         },
         policy: policy.unwrap_or_else(|| Policy::Fixed(LbPolicy::default())),

@@ -146,7 +146,7 @@ fn static_endpoints(members: &[Member<'_>], import: &mut Import<'_>) -> Vec<Endp
         }
     }
     let weights = fitted(members, found.iter().map(|(_, weight)| *weight), import);
-    found.iter().zip(weights).map(|((address, _), weight)| Endpoint { address: *address, weight }).collect()
+    found.iter().zip(weights).map(|((address, _), weight)| Endpoint::new(*address, weight)).collect()
 }
 
 fn with_hosts(
@@ -162,7 +162,7 @@ fn with_hosts(
     let found = dns::hosts(members, import);
     let weights = fitted(members, found.iter().map(|(_, _, weight)| *weight), import);
     let hosts =
-        found.into_iter().zip(weights).map(|((name, port, _), weight)| DnsHost { name, port, weight });
+        found.into_iter().zip(weights).map(|((name, port, _), weight)| DnsHost::new(&name, port, weight));
     Some(StrictDns { hosts: hosts.collect(), ..settings })
 }
 

@@ -18,7 +18,7 @@ fn read(discovery: &str) -> StrictDns {
 }
 
 fn host(name: &str, port: u16, weight: u32) -> DnsHost {
-    DnsHost { name: name.to_owned(), port, weight }
+    DnsHost::new(name, port, weight)
 }
 
 const S: Duration = Duration::from_secs(1);

@@ -11,7 +11,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{ConfigError, ConfigErrors, Loaded, Place, load, parse};
-use crate::model::{Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode, WeightedCluster};
+use crate::model::{
+    Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode, OnLeaving, WeightedCluster,
+};
 
 /// One listener and one cluster; each test adds to or changes its lines.
 const MINIMAL: &str = "\
@@ -85,12 +87,21 @@ fn minimal_file_has_the_defaults() {
     assert_eq!(config.listeners, [listener]);
     let cluster = Cluster {
         name: "gateway".into(),
-        discovery: Discovery::Static(vec![Endpoint { address: address("10.0.0.7:8080"), weight: 1 }]),
+        discovery: Discovery::Static(vec![Endpoint::new(address("10.0.0.7:8080"), 1)]),
         lb_policy: LbPolicy::RoundRobin,
         connect_timeout: Duration::from_secs(5),
         connect_attempts: 3,
         max_connections: None,
         stat_name: None,
+        health_check: None,
+        outlier: None,
+        panic_threshold: 50,
+        slow_start: None,
+        prefer_local_node: false,
+        overprovisioning_percent: 140,
+        keep_while_healthy: false,
+        on_removed: OnLeaving::Drain,
+        on_unhealthy: OnLeaving::Keep,
         drain_timeout: Duration::from_secs(600),
     };
     assert_eq!(config.clusters, [cluster]);
@@ -148,7 +159,7 @@ clusters:
     assert_eq!(loaded.config.listeners[1].address, address("[::]:443"));
     let blue = loaded.config.cluster("blue").unwrap();
     let Discovery::Static(endpoints) = &blue.discovery else { panic!("{:?}", blue.discovery) };
-    assert_eq!(endpoints[1], Endpoint { address: address("10.0.0.8:8080"), weight: 256 });
+    assert_eq!(endpoints[1], Endpoint::new(address("10.0.0.8:8080"), 256));
     assert_eq!((blue.lb_policy, blue.connect_attempts), (LbPolicy::Maglev, 16));
     assert_eq!((blue.connect_timeout, blue.drain_timeout), (Duration::from_millis(250), Duration::ZERO));
     assert_eq!(loaded.config.cluster("green").unwrap().lb_policy, LbPolicy::SourceIp);

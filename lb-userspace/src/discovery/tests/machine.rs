@@ -14,7 +14,7 @@ use crate::model::{Backoff, DnsFamily, DnsHost, StrictDns};
 const S: Duration = Duration::from_secs(1);
 
 fn settings(hosts: &[&str]) -> StrictDns {
-    let host = |name: &&str| DnsHost { name: (*name).to_owned(), port: 80, weight: 1 };
+    let host = |name: &&str| DnsHost::new(name, 80, 1);
     StrictDns {
         hosts: hosts.iter().map(host).collect(),
         refresh_rate: S * 5,

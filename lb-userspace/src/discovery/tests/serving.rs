@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::discovery::{Discovery, Update};
-use crate::model::{self, Backoff, Cluster, DnsFamily, DnsHost, LbPolicy, StrictDns};
+use crate::model::{self, Backoff, Cluster, DnsFamily, DnsHost, LbPolicy, OnLeaving, StrictDns};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const CONF: &str = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
 
 fn cluster(name: &str, hosts: &[&str]) -> Cluster {
-    let host = |name: &&str| DnsHost { name: (*name).to_owned(), port: 80, weight: 1 };
+    let host = |name: &&str| DnsHost::new(name, 80, 1);
     Cluster {
         name: name.to_owned(),
         discovery: model::Discovery::StrictDns(StrictDns {
@@ -36,6 +36,15 @@ fn cluster(name: &str, hosts: &[&str]) -> Cluster {
         connect_attempts: 3,
         max_connections: None,
         stat_name: None,
+        health_check: None,
+        outlier: None,
+        panic_threshold: 50,
+        slow_start: None,
+        prefer_local_node: false,
+        overprovisioning_percent: 140,
+        keep_while_healthy: false,
+        on_removed: OnLeaving::Drain,
+        on_unhealthy: OnLeaving::Keep,
         drain_timeout: Duration::ZERO,
     }
 }

@@ -55,7 +55,7 @@ fn dns_settings() {
                 { base_interval: 2s }\n    dns_lookup_family: V4_PREFERRED";
     let loaded = discovery(&format!("type: STRICT_DNS\n    {host}\n    {keys}"));
     let expected = StrictDns {
-        hosts: vec![DnsHost { name: "a.b".to_owned(), port: 8080, weight: 1 }],
+        hosts: vec![DnsHost::new("a.b", 8080, 1)],
         refresh_rate: Duration::from_millis(100),
         respect_ttl: true,
         jitter: Duration::from_secs(1),
@@ -87,7 +87,7 @@ fn endpoints_by_weight_and_status() {
         "load_assignment: {{ cluster_name: c, endpoints: [{{ lb_endpoints: [{endpoints}] }}] }}"
     ));
     let expected = [("10.0.0.1:80", 4), ("10.0.0.2:80", 1)]
-        .map(|(address, weight)| Endpoint { address: address.parse().unwrap(), weight });
+        .map(|(address, weight)| Endpoint::new(address.parse().unwrap(), weight));
     assert_eq!(loaded.config.clusters[0].discovery, Discovery::Static(expected.to_vec()));
     assert_eq!(verdict(&loaded, "lb_endpoints[0].load_balancing_weight"), Verdict::Honoured);
     approximated(&loaded, "lb_endpoints[3].endpoint.address.socket_address.address", "the weights are added");

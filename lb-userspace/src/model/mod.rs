@@ -2,10 +2,18 @@
 //!
 //! Every source of configuration ends in these types, and the agent knows no others.
 
+mod health;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+pub use health::{
+    FailurePercentage, GrpcProbe, HealthCheck, HttpProbe, Jitter, OnLeaving, Outlier, Pace, Probe, ProbeTls,
+    SlowStart, SuccessRate, TcpProbe,
+};
 
 use crate::access_log::Format;
 
@@ -113,6 +121,21 @@ pub struct Cluster {
     pub max_connections: Option<u32>,
     /// What its statistics are named by, instead of its name.
     pub stat_name: Option<String>,
+    /// `None`: endpoints count as healthy until connections to them fail.
+    pub health_check: Option<HealthCheck>,
+    /// `None`: failing connections mean nothing.
+    pub outlier: Option<Outlier>,
+    /// With less than this percentage of healthy endpoints all are used, whatever their health; 0: never.
+    pub panic_threshold: u32,
+    pub slow_start: Option<SlowStart>,
+    /// Endpoints on this node are preferred, others used as far as these do not suffice.
+    pub prefer_local_node: bool,
+    /// A level of priority takes all connections as long as this percentage times its healthy share is 100 at least.
+    pub overprovisioning_percent: u32,
+    /// An endpoint that leaves discovery stays until its health check fails (Envoy's default).
+    pub keep_while_healthy: bool,
+    pub on_removed: OnLeaving,
+    pub on_unhealthy: OnLeaving,
     pub drain_timeout: Duration,
 }
 
@@ -160,6 +183,17 @@ pub struct DnsHost {
     pub port: u16,
     /// 1 to 256.
     pub weight: u32,
+    /// As [`Endpoint::priority`].
+    pub priority: u32,
+    /// As [`Endpoint::probe`].
+    pub probe: ProbePlace,
+}
+
+impl DnsHost {
+    /// One with nothing special about it.
+    pub fn new(name: &str, port: u16, weight: u32) -> Self {
+        Self { name: name.to_owned(), port, weight, priority: 0, probe: ProbePlace::default() }
+    }
 }
 
 /// The address families to ask for, and which of the answers a listener uses.
@@ -175,11 +209,36 @@ pub enum DnsFamily {
 }
 
 /// One backend of a cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     pub address: SocketAddr,
     /// 1 to 256.
     pub weight: u32,
+    /// Level: 0 is used first, the next ones as far as that does not suffice.
+    pub priority: u32,
+    /// The node that it runs on, if that is known.
+    pub node: Option<Arc<str>>,
+    pub probe: ProbePlace,
+}
+
+impl Endpoint {
+    /// One with nothing special about it.
+    pub fn new(address: SocketAddr, weight: u32) -> Self {
+        Self { address, weight, priority: 0, node: None, probe: ProbePlace::default() }
+    }
+}
+
+/// Where an endpoint is asked for its health.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProbePlace {
+    /// Instead of [`HealthCheck::port`].
+    pub port: Option<u16>,
+    /// Instead of the endpoint's own address.
+    pub address: Option<IpAddr>,
+    /// Instead of the host of the probe.
+    pub host: Option<Arc<str>>,
+    /// It is not asked, and counts as healthy.
+    pub skip: bool,
 }
 
 /// How a backend is chosen for a new connection.
