@@ -242,14 +242,20 @@ fn refused<'t, A: Address, T: Tables<A>>(
     if !answers_syn && !answered {
         return Some(Verdict::pass(Reason::NO_FLOW));
     }
-    let backend = forward.get().backend as u32;
     if !answered && open::may_retry(tables, &reverse.peer_key(), forward) {
-        if let Some(before) = forward.update(mark::ENDED, 0)
-            && before & mark::ENDED == 0
-        {
-            tables.count_failed(backend, false);
-        }
+        fail(tables, forward);
         return Some(Verdict::drop(Reason::REFUSED_RETRY));
     }
     None
+}
+
+/// Marks an attempt that is over, while others remain.
+#[inline(always)]
+pub(crate) fn fail<A: Address, T: Tables<A>>(tables: &T, forward: FlowRef<'_, A>) {
+    let backend = forward.get().backend as u32;
+    if let Some(before) = forward.update(mark::ENDED, 0)
+        && before & mark::ENDED == 0
+    {
+        tables.count_failed(backend, false);
+    }
 }

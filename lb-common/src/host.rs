@@ -543,6 +543,7 @@ macro_rules! host_tables {
                     }
                 }
                 self.add_active(backend, 1);
+                self.active.lock().expect("no panic while locked").entry(backend).or_default().failing = 0;
             }
 
             fn leave(&self, backend: u32) {
@@ -554,7 +555,7 @@ macro_rules! host_tables {
             }
 
             fn is_full(&self, backend: &Backend) -> bool {
-                let Active { both, limit } = self.active_at(active_of_cluster(backend.cluster));
+                let Active { both, limit, .. } = self.active_at(active_of_cluster(backend.cluster));
                 limit != 0 && Active::sum(both) >= limit
             }
 
@@ -562,6 +563,7 @@ macro_rules! host_tables {
                 let mut failed = self.failed.lock().expect("no panic while locked");
                 let failed = failed.entry(backend).or_default();
                 *(if unanswered { &mut failed.unanswered } else { &mut failed.refused }) += 1;
+                self.active.lock().expect("no panic while locked").entry(backend).or_default().failing += 1;
             }
 
             fn emit(&self, event: &Event<$address>) {

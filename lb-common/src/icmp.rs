@@ -10,7 +10,9 @@ use crate::address::Address;
 use crate::checksum::{self, TTL_DELTA};
 use crate::decide::{Env, Output, Verdict};
 use crate::established;
-use crate::flow::{Flow, Key, mark};
+use crate::flow::{Flow, FlowRef, Key, mark};
+use crate::half_open;
+use crate::open;
 use crate::packet::Packet;
 use crate::parse::{self, Ip, Link, MAX_L4_OFFSET, TCP};
 use crate::reason::Reason;
@@ -87,7 +89,7 @@ pub fn decide<'t, A: Address, P: Packet, T: Tables<A>>(
     }
     let Some(flow) = table::look_up(tables, &quote.key) else { return Verdict::pass(Reason::ICMP_OTHER) };
     if flow.seen() & mark::ESTABLISHED == 0 {
-        return Verdict::pass(Reason::ICMP_OTHER);
+        return unreachable(packet, quote, tables, flow);
     }
     tables.note(Step::FoundEstablished);
     let Some((flow, hop)) = established::current(tables, flow) else {
@@ -102,6 +104,41 @@ pub fn decide<'t, A: Address, P: Packet, T: Tables<A>>(
         return Verdict::drop(Reason::TTL_EXPIRED);
     }
     Verdict::forward(Reason::ICMP_TRANSLATED, flow, output)
+}
+
+/// A message about the SYN of a flow that is half-open: where it says that the backend cannot be reached, it is as a refusal.
+/// While attempts remain the client is not told, and its next SYN goes elsewhere.
+#[inline(always)]
+fn unreachable<'t, A: Address, P: Packet, T: Tables<A>>(
+    packet: &P,
+    quote: &Quote<A>,
+    tables: &'t T,
+    reverse: FlowRef<'t, A>,
+) -> Verdict<'t, A> {
+    let other = Verdict::pass(Reason::ICMP_OTHER);
+    if reverse.seen() & (mark::REVERSE | mark::TOMBSTONE) != mark::REVERSE {
+        return other;
+    }
+    let Some([kind, code]) = packet.read::<[u8; 2]>(quote.icmp & MAX_L4_OFFSET) else { return other };
+    let is_final = if A::V6 {
+        kind == v6::UNREACHABLE
+    } else {
+        kind == v4::UNREACHABLE && code != v4::FRAGMENTATION_NEEDED
+    };
+    let Some(seq) = packet.read::<u32>((quote.l4 & MAX_L4_OFFSET) + 4) else { return other };
+    let client_key = reverse.peer_key();
+    let Some(forward) = table::look_up(tables, &client_key) else { return other };
+    // Who is not on the way does not know the sequence number.
+    let is_true = forward.generation() == reverse.generation() && forward.get().isn == u32::from_be(seq);
+    if !is_final
+        || !is_true
+        || forward.seen() & mark::ANSWERED != 0
+        || !open::may_retry(tables, &client_key, forward)
+    {
+        return other;
+    }
+    half_open::fail(tables, forward);
+    Verdict::drop(Reason::REFUSED_RETRY)
 }
 
 /// Fills in `quote`. `Err`: the packet is something else, with the reason.

@@ -64,4 +64,4 @@ pub use tables::Tables;
 
 /// Version of the layout of everything in [`tables`] and [`flow`]: part of the pins' path, so that an agent never
 /// reads maps of another layout.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;

@@ -276,20 +276,21 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
         let Some(drawn) = tables.slot(window.first + position) else { return Err(Reason::NO_BACKEND) };
         tables.note(Step::Backend(window.first + position, drawn));
         index = drawn;
-        if drawn != request.avoid {
+        if drawn != request.avoid && !is_out(tables, drawn) {
             break;
         }
         draws += 1;
     }
     work.choice.get_mut().cursor = cursor;
-    if request.attempts > 0 && index == request.avoid {
-        return Err(Reason::SYN_REPEATED);
+    if draws == DRAWS {
+        return Err(if request.attempts > 0 { Reason::SYN_REPEATED } else { Reason::NO_BACKEND });
     }
     // After the loop, whose ways the verifier would follow once more for each draw.
     if service.policy == policy::LEAST_REQUEST {
         let position = balance::scale(tables.random(), window.count);
         let Some(other) = tables.slot(window.first + position) else { return Err(Reason::NO_BACKEND) };
         if other != request.avoid
+            && !is_out(tables, other)
             && tables.active(other) < tables.active(index)
             && cluster_of(tables, other) == cluster_of(tables, index)
         {
@@ -347,6 +348,15 @@ fn try_choose<A: Address, T: Tables<A>>(tables: &T, work: &Work<A>) -> Result<()
         cursor,
     };
     Ok(())
+}
+
+/// Whether a backend takes no new flows.
+#[inline(always)]
+fn is_out<A: Address, T: Tables<A>>(tables: &T, backend: u32) -> bool {
+    match tables.backend(backend) {
+        Some(backend) => backend.flags & backend::OUT != 0,
+        None => true,
+    }
 }
 
 /// Of clusters that share a window by their weights each has its share, however busy it is.

@@ -62,7 +62,7 @@ mod tests {
         assert_eq!(size_of::<Opened>(), 16);
         assert_eq!(size_of::<NextHop>(), 56);
         assert_eq!(size_of::<Failed>(), 16);
-        assert_eq!(size_of::<Active>(), 16);
+        assert_eq!(size_of::<Active>(), 24);
         assert_eq!(size_of::<Settings>(), 24);
         assert_eq!(size_of::<Live>(), 24);
         assert_eq!(size_of::<Event<V4>>(), 16 + 2 * 96);

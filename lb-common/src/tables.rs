@@ -165,6 +165,8 @@ pub mod backend {
     pub const V6: u16 = 1 << 1;
     /// Only the proxy can reach it.
     pub const PROXY_ONLY: u16 = 1 << 2;
+    /// It takes no new flows, also where slots still name it: one store takes a backend out of all of them.
+    pub const OUT: u16 = 1 << 3;
 }
 
 /// Flows opened to a backend, by the rung that carried the SYN.
@@ -181,7 +183,7 @@ pub struct Opened {
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Failed {
-    /// It answered with a RST.
+    /// It answered with a RST, or a router said that it cannot be reached.
     pub refused: u64,
     /// It did not answer, and the client's next SYN went to another one.
     pub unanswered: u64,
@@ -196,6 +198,8 @@ pub struct Active {
     pub both: u64,
     /// Of a cluster: how many there may be; 0: no limit.
     pub limit: u64,
+    /// Of a backend: attempts that failed since the last one that did not, of all rungs.
+    pub failing: u64,
 }
 
 impl Active {
@@ -393,7 +397,7 @@ pub trait Tables<A: Address> {
 
     /// Flows of this family.
     fn live(&self) -> u64;
-    /// Counts a flow that was promoted, also for its backend and service.
+    /// Counts a flow that was promoted, also for its backend and service: the backend does not fail any more.
     fn count_opened(&self, backend: u32, service: u32, rung: Rung);
     /// Takes a flow that was counted so, and has ended, off the open connections of its backend.
     fn leave(&self, backend: u32);
@@ -401,7 +405,7 @@ pub trait Tables<A: Address> {
     fn active(&self, backend: u32) -> u64;
     /// Whether a backend's cluster has as many connections as it may have.
     fn is_full(&self, backend: &Backend) -> bool;
-    /// Counts an attempt that failed: its backend has not answered, or else refused.
+    /// Counts an attempt that failed, see [`Failed`], also among those in a row.
     fn count_failed(&self, backend: u32, unanswered: bool);
     /// Tells the agent, if there is room.
     fn emit(&self, event: &Event<A>);

@@ -467,6 +467,15 @@ impl<A: Family> Tables<A> for KernelTables<A> {
             }
         }
         add_active(backend, 1);
+        if let Some(active) = ACTIVE.get_ptr_mut(backend) {
+            // Written only where it changes, since CPUs share it.
+            // SAFETY: an aligned u64 that programs and agent add to or set to 0.
+            unsafe {
+                if (*active).failing != 0 {
+                    (*active).failing = 0;
+                }
+            }
+        }
     }
 
     #[inline(always)]
@@ -498,6 +507,10 @@ impl<A: Family> Tables<A> for KernelTables<A> {
                     (*failed).refused += 1;
                 }
             }
+        }
+        if let Some(active) = ACTIVE.get_ptr_mut(backend) {
+            // SAFETY: as in `count_opened`.
+            unsafe { add(&raw mut (*active).failing, 1) };
         }
     }
 

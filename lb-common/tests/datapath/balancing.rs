@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lb_common::balance::policy::{MAGLEV, RANDOM, ROUND_ROBIN, SOURCE_IP};
+use lb_common::balance::policy::{LEAST_REQUEST, MAGLEV, RANDOM, ROUND_ROBIN, SOURCE_IP};
 use lb_common::host_scenario::{backend_address, backend_index, client, set_slots};
 use lb_common::maglev::{self, Candidate};
+use lb_common::tables::backend;
 use lb_common::{Reason, Rung};
 
 use crate::world::{BOTH, RUNGS, World};
@@ -116,4 +117,45 @@ fn maglev_is_stable() {
         assert!(after.iter().all(|backend| *backend != 3));
         assert!(moved < 100, "{moved}");
     }
+}
+
+/// One store takes a backend out, also of slots that still name it.
+#[test]
+fn a_backend_that_is_out_gets_no_new_flow() {
+    for policy in [ROUND_ROBIN, RANDOM, MAGLEV, SOURCE_IP, LEAST_REQUEST] {
+        for v6 in BOTH {
+            let mut world = World::new(Rung::Tc, policy, 4);
+            world.tables.backends[backend_index(v6, 4, 2) as usize].flags |= backend::OUT;
+            for n in 0..400 {
+                let syn = crate::world::client_packet(client(v6, n)).flags(lb_common::tcp::flags::SYN).seq(1);
+                let outcome = world.on_client_side(&syn);
+                // Some find it each time that they draw, and are the proxy's.
+                assert!(
+                    [Reason::NEW_FLOW, Reason::NO_BACKEND].contains(&outcome.reason),
+                    "{:?}",
+                    outcome.reason
+                );
+            }
+            let opened: Vec<u32> = if v6 {
+                world.tables.v6.half_open_entries().iter().map(|flow| flow.backend.into()).collect()
+            } else {
+                world.tables.v4.half_open_entries().iter().map(|flow| flow.backend.into()).collect()
+            };
+            assert!(opened.len() > 2 * 380 && !opened.contains(&backend_index(v6, 4, 2)), "{}", opened.len());
+        }
+    }
+}
+
+#[test]
+fn attempts_that_fail_count_until_one_does_not() {
+    let world = World::new(Rung::Tc, ROUND_ROBIN, 1);
+    let failing = || world.tables.active_at(backend_index(false, 1, 0)).failing;
+    for n in 1..=3 {
+        let connection = world.open(client(false, n), 1, Reason::NEW_FLOW);
+        let refusal = connection.of_backend().seq(0).flags(lb_common::tcp::flags::RST);
+        world.on_backend_side(&refusal).left(Reason::REFUSED_RETRY);
+        assert_eq!(failing(), u64::from(n));
+    }
+    world.connect(client(false, 9), 1);
+    assert_eq!(failing(), 0);
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::balance::policy::ROUND_ROBIN;
 use lb_common::host_icmp::{Complaint, IcmpBuilder, icmp_error};
 use lb_common::host_packets::{PacketBuilder, extension, verify_checksums};
-use lb_common::host_scenario::{BACKEND_SIDE, CLIENT_SIDE, client, mac, next_hop, snat, vip};
+use lb_common::host_scenario::{BACKEND_SIDE, CLIENT_SIDE, backend_index, client, mac, next_hop, snat, vip};
 use lb_common::tables::hop;
 use lb_common::tcp::flags::{FIN, SYN};
 use lb_common::{Reason, Rung};
@@ -153,7 +153,7 @@ fn what_is_no_error_of_an_established_flow_passes() {
         world.receive(BACKEND_SIDE, frame).left(Reason::ICMP_OTHER);
         let half = world.open(client(v6, 2), 7, Reason::NEW_FLOW);
         let syn = client_packet(half.client).flags(SYN).seq(7);
-        let frame = about_client(&half, &syn, Complaint::Unreachable, 20)[0].build();
+        let frame = about_client(&half, &syn, Complaint::Expired, 20)[0].build();
         world.receive(BACKEND_SIDE, frame).left(Reason::ICMP_OTHER);
         // To somebody else than the source of what it quotes.
         let quote = connection.at_backend(&up).quote(20);
@@ -219,5 +219,28 @@ fn next_hops_that_change() {
         world.tables.v6.routes.iter_mut().for_each(|(.., hop)| *hop = next_hop::NEIGHBOURS);
         let outcome = world.receive(BACKEND_SIDE, error.build());
         assert_eq!(outcome.sent, Some((CLIENT_SIDE, true)), "the new route's");
+    }
+}
+
+/// A router that does not get the SYN to its backend: as if that had refused it.
+#[test]
+fn a_backend_that_cannot_be_reached_has_failed() {
+    for v6 in BOTH {
+        let world = World::new(Rung::Tc, ROUND_ROBIN, 2);
+        let half = world.open(client(v6, 2), 7, Reason::NEW_FLOW);
+        let syn = |seq| client_packet(half.client).flags(SYN).seq(seq);
+        let message = |seq| about_client(&half, &syn(seq), Complaint::Unreachable, 8)[0].build();
+        let index = backend_index(v6, 2, half.backend);
+        world.receive(BACKEND_SIDE, message(8)).left(Reason::ICMP_OTHER);
+        assert_eq!(world.tables.active_at(index).failing, 0, "who does not know the number is not believed");
+        for _ in 0..2 {
+            world.receive(BACKEND_SIDE, message(7)).left(Reason::REFUSED_RETRY);
+            assert_eq!(world.tables.active_at(index).failing, 1, "once for each attempt");
+        }
+        let again = world.open(client(v6, 2), 7, Reason::SYN_RETRIED);
+        assert_ne!(again.backend, half.backend);
+        world.answer(&again);
+        let message = about_client(&again, &syn(7), Complaint::Unreachable, 8)[0].build();
+        world.receive(BACKEND_SIDE, message).left(Reason::ICMP_OTHER);
     }
 }

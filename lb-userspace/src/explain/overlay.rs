@@ -174,7 +174,7 @@ where
     }
 
     fn is_full(&self, backend: &Backend) -> bool {
-        let Active { both, limit } = self.source.active(active_of_cluster(backend.cluster));
+        let Active { both, limit, .. } = self.source.active(active_of_cluster(backend.cluster));
         limit != 0 && Active::sum(both) >= limit
     }
 
