@@ -77,35 +77,34 @@ pub fn table(candidates: &[Candidate]) -> Vec<u32> {
     }
 }
 
-/// A smooth weighted order (as nginx interleaves weighted upstreams): over one round each backend appears as often
-/// as its weight says, spread as evenly as can be.
+/// A smooth weighted order: over one round each backend appears as often as its weight says, in even steps (the turns of
+/// earliest deadline first scheduling). Backends begin at different places of their first step, or light ones would follow
+/// each other.
 pub fn order(candidates: &[Candidate]) -> Vec<u32> {
+    /// The golden ratio as a fraction of 2^32: multiples of it spread over a step, however many they are.
+    const SPREAD: u32 = 0x9e37_79b9;
     let divisor =
         candidates.iter().fold(0, |divisor, candidate| gcd(divisor, candidate.weight.max(1))).max(1);
-    let mut weights: Vec<i64> =
-        candidates.iter().map(|candidate| (candidate.weight.max(1) / divisor) as i64).collect();
-    let mut total: i64 = weights.iter().sum();
-    if total > MAX_ORDER as i64 {
-        let scale = MAX_ORDER as i64 - candidates.len() as i64;
+    let mut weights: Vec<u64> =
+        candidates.iter().map(|candidate| (candidate.weight.max(1) / divisor).into()).collect();
+    if weights.iter().all(|weight| *weight == 1) {
+        return candidates.iter().map(|candidate| candidate.index).collect();
+    }
+    let total: u64 = weights.iter().sum();
+    if total > MAX_ORDER as u64 {
+        let scale = MAX_ORDER as u64 - candidates.len() as u64;
         for weight in &mut weights {
             *weight = (*weight * scale / total).max(1);
         }
-        total = weights.iter().sum();
     }
-    let mut current = vec![0i64; candidates.len()];
-    let mut order = Vec::with_capacity(total as usize);
-    for _ in 0..total {
-        let mut best = 0;
-        for at in 0..current.len() {
-            current[at] += weights[at];
-            if current[at] > current[best] {
-                best = at;
-            }
-        }
-        current[best] -= total;
-        order.push(candidates[best].index);
+    let mut turns = Vec::with_capacity(total.min(MAX_ORDER.into()) as usize);
+    for (at, (candidate, &weight)) in candidates.iter().zip(&weights).enumerate() {
+        let begin: u64 = (1u32 << 31).wrapping_add(SPREAD.wrapping_mul(at as u32)).into();
+        turns.extend((0..weight).map(|turn| ((turn << 32 | begin) / weight, candidate.index)));
     }
-    order
+    // Stable: of those that come at the same time the first candidate is first.
+    turns.sort_by_key(|(deadline, _)| *deadline);
+    turns.into_iter().map(|(_, index)| index).collect()
 }
 
 fn gcd(a: u32, b: u32) -> u32 {
@@ -177,10 +176,10 @@ mod tests {
     }
 
     #[test]
-    fn smooth_order_is_the_known_one() {
+    fn light_ones_come_apart() {
         let mut candidates = backends(3);
         candidates[0].weight = 5;
-        assert_eq!(order(&candidates), [1, 1, 2, 1, 3, 1, 1]);
+        assert_eq!(order(&candidates), [1, 2, 1, 1, 1, 3, 1]);
     }
 
     #[test]

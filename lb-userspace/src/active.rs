@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use lb_common::tables::Active;
 
-use crate::datapath::kernel::BOTH_WORD;
+use crate::datapath::kernel::{BOTH_WORD, FAILING_WORD};
 use crate::datapath::mapped::Mapped;
 
 /// The count of one backend or cluster.
@@ -18,6 +18,8 @@ pub struct ActiveCount {
     proxied: AtomicU64,
     /// 0: none.
     limit: AtomicU64,
+    /// Of a backend: attempts that failed since the last one that did not, where there is no map.
+    failing: AtomicU64,
     shared: RwLock<Option<Place>>,
 }
 
@@ -31,6 +33,10 @@ pub struct Place {
 impl Place {
     fn word(&self) -> &AtomicU64 {
         self.map.word(self.index, BOTH_WORD)
+    }
+
+    fn failing(&self) -> &AtomicU64 {
+        self.map.word(self.index, FAILING_WORD)
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -95,6 +101,32 @@ impl ActiveCount {
         self.proxied.fetch_sub(1, Relaxed);
         if let Some(place) = shared {
             place.word().fetch_sub(Active::PROXIED, Relaxed);
+        }
+    }
+
+    /// Counts an attempt to reach the backend that failed.
+    pub fn attempt_failed(&self) {
+        self.with_failing(|failing| failing.fetch_add(1, Relaxed));
+    }
+
+    /// Counts one that did not: none has failed since.
+    pub fn attempt_succeeded(&self) {
+        self.with_failing(|failing| {
+            if failing.load(Relaxed) != 0 {
+                failing.store(0, Relaxed);
+            }
+        });
+    }
+
+    /// Attempts of all rungs that failed since the last one that did not.
+    pub fn failing(&self) -> u32 {
+        self.with_failing(|failing| failing.load(Relaxed).min(u32::MAX.into()) as u32)
+    }
+
+    fn with_failing<T>(&self, with: impl FnOnce(&AtomicU64) -> T) -> T {
+        match &*self.shared.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(place) => with(place.failing()),
+            None => with(&self.failing),
         }
     }
 

@@ -31,7 +31,7 @@ pub struct ClusterBalancer {
 struct Table {
     policy: LbPolicy,
     /// For clients of IPv4 and IPv6: indices into `backends`.
-    slots: [Vec<u32>; 2],
+    slots: [Arc<[u32]>; 2],
     /// Those that take new connections.
     backends: Vec<Arc<Backend>>,
     /// Draining ones too.
@@ -100,6 +100,11 @@ impl ClusterBalancer {
         self.table().by_address.get(&address).cloned()
     }
 
+    /// How attempts to reach the endpoints fare.
+    pub fn attempts(&self) -> Attempts {
+        Attempts(self.table())
+    }
+
     fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -117,6 +122,16 @@ impl ClusterBalancer {
     }
 }
 
+/// How attempts to reach the endpoints of a cluster fare, over all rungs.
+pub struct Attempts(Arc<Table>);
+
+impl Attempts {
+    /// Those that failed since the last one that did not.
+    pub fn failing(&self, address: SocketAddr) -> u32 {
+        self.0.by_address.get(&address).map_or(0, |backend| backend.open.failing())
+    }
+}
+
 impl Table {
     fn new(cluster: &Cluster, endpoints: &Endpoints, known: &HashMap<SocketAddr, Arc<Backend>>) -> Self {
         let backend =
@@ -125,19 +140,21 @@ impl Table {
             endpoints.of(&cluster.name).map(|(address, _)| (address, backend(address))).collect();
         let mut backends = Vec::new();
         let mut candidates = Vec::new();
-        for endpoint in endpoints.active(&cluster.name) {
+        for (address, weight) in endpoints.active(&cluster.name) {
             candidates.push(Candidate {
                 index: backends.len() as u32,
-                identity: maglev::identity(words(endpoint.address.ip()), endpoint.address.port()),
-                weight: endpoint.weight,
+                identity: maglev::identity(words(address.ip()), address.port()),
+                weight,
             });
-            backends.extend(by_address.get(&endpoint.address).cloned());
+            backends.extend(by_address.get(&address).cloned());
         }
         let is_v6 = |candidate: &Candidate| backends[candidate.index as usize].address.is_ipv6();
-        let slots = [false, true].map(|v6| {
-            let of_family = desired::for_clients_of(cluster, &candidates, v6, is_v6);
-            desired::slots(cluster.lb_policy, &of_family)
-        });
+        let of_family = |v6| desired::for_clients_of(cluster, &candidates, v6, is_v6);
+        let (v4, v6) = (of_family(false), of_family(true));
+        let slots_v4: Arc<[u32]> = desired::slots(cluster.lb_policy, &v4).into();
+        let slots_v6 =
+            if v4 == v6 { Arc::clone(&slots_v4) } else { desired::slots(cluster.lb_policy, &v6).into() };
+        let slots = [slots_v4, slots_v6];
         Self {
             policy: cluster.lb_policy,
             slots,

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -66,10 +67,39 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Has a backend, or with --all the node, take no new connections; what is open is reset after the drain timeout.
+    Drain {
+        #[command(flatten)]
+        what: Drained,
+        /// Also the last healthy backend of its cluster.
+        #[arg(long, requires = "backend")]
+        force: bool,
+    },
+    /// Takes a drain back.
+    Undrain {
+        #[command(flatten)]
+        what: Drained,
+    },
     /// Has the agent open its access logs anew, after a rotation has renamed them. As SIGUSR1 does.
     ReopenLogs,
     /// Takes programs, links and maps away; kernel flows end.
     Unload,
+}
+
+/// What is drained.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct Drained {
+    /// The backend's address and port, as `headgate backends` shows them.
+    #[arg(value_name = "IP:PORT", required_unless_present = "all", conflicts_with = "all")]
+    pub backend: Option<SocketAddr>,
+    /// Of this cluster alone, where several have it.
+    #[arg(long, value_name = "NAME", requires = "backend")]
+    pub cluster: Option<String>,
+    /// The node: `/ready` says 503, so that VIP and upstream balancers go elsewhere. Connections that come all the same are
+    /// served by the proxy.
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +116,9 @@ pub struct Run {
     /// The file with the name servers, read again when it changes.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
+    /// The node that this runs on, as endpoints name theirs; by default $NODE_NAME or the host's name.
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
     /// On SIGTERM, go at once and leave programs, links and maps to the next agent.
     #[arg(long)]
     pub leave_datapath: bool,

@@ -1,11 +1,18 @@
-//! The endpoints of all clusters, over their whole life: those that new connections go to, and those that have left
-//! their cluster but still carry connections. Pure: no clock, no map.
+//! The endpoints of all clusters, over their whole life: what is known of each, and which of them take new connections.
+//! Pure: no clock, no map.
+
+mod member;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::model::Endpoint;
+pub use member::{Health, Member, Out, State};
+
+use crate::model::{Cluster, Config, Endpoint};
+use crate::selection::{Candidate, Rules, mix, select};
 
 /// A connection may be on its way to an endpoint for this long after it was taken out of the tables.
 const GRACE: Duration = Duration::from_secs(2);
@@ -14,47 +21,94 @@ const GRACE: Duration = Duration::from_secs(2);
 /// empty name.
 pub type Name = (String, SocketAddr);
 
-/// An endpoint of a cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    pub endpoint: Endpoint,
-    /// Since when it takes no new connections.
-    pub draining: Option<Instant>,
-}
-
 /// All endpoints, in the order of cluster and address.
 #[derive(Clone, Debug, Default)]
 pub struct Endpoints {
-    members: BTreeMap<Name, Member>,
+    clusters: BTreeMap<String, Members>,
+}
+
+type Members = BTreeMap<SocketAddr, Member>;
+
+/// What a choice of endpoints came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Others take new connections than before, or with other weights.
+    pub changed: bool,
+    /// Levels of priority whose endpoints are used whatever their health.
+    pub panic: Vec<u32>,
+    /// Weights change next then, as long as nothing else does.
+    pub again: Option<Duration>,
+}
+
+/// Endpoints of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Those that have not left it.
+    pub members: u64,
+    pub healthy: u64,
+    /// Also those that have left it.
+    pub draining: u64,
 }
 
 impl Endpoints {
-    /// Makes `endpoints` those of a cluster that take new connections. Others of it drain from `now` on. Whether that
-    /// changed anything.
-    pub fn set(&mut self, cluster: &str, endpoints: &[Endpoint], now: Instant) -> bool {
-        let mut changed = false;
-        for endpoint in endpoints {
-            let member = Member { endpoint: endpoint.clone(), draining: None };
-            let old = self.members.insert((cluster.to_owned(), endpoint.address), member.clone());
-            changed |= old != Some(member);
-        }
-        for ((_, address), member) in self.members.iter_mut().filter(|((name, _), _)| name == cluster) {
-            let wanted = endpoints.iter().any(|endpoint| endpoint.address == *address);
-            if !wanted && member.draining.is_none() {
-                member.draining = Some(now);
-                changed = true;
+    /// Makes `endpoints` those of a cluster. Others of it leave from `now` on, but for those that are kept while their
+    /// health check passes. Those that came and went: whether they came.
+    pub fn set(
+        &mut self,
+        cluster: &Cluster,
+        endpoints: &[Endpoint],
+        now: Instant,
+    ) -> Vec<(SocketAddr, bool)> {
+        let first = !self.clusters.contains_key(&cluster.name);
+        let members = self.clusters.entry(cluster.name.clone()).or_default();
+        let mut moved = Vec::new();
+        let mut wanted: BTreeMap<_, _> =
+            endpoints.iter().map(|endpoint| (endpoint.address, endpoint)).collect();
+        for (address, member) in members.iter_mut() {
+            match wanted.remove(address) {
+                // As a new one, but for what the operator wants.
+                Some(endpoint) if member.removed.is_some() => {
+                    let drained = member.drained;
+                    *member = Member { drained, ..Member::new(endpoint.clone(), cluster, false, now) };
+                    moved.push((*address, true));
+                }
+                Some(endpoint) => member.update(endpoint, cluster, now),
+                None if member.removed.is_some() => {}
+                None if cluster.keep_while_healthy && member.health == Health::Passing => {
+                    member.leaving = true
+                }
+                None => {
+                    member.remove(cluster.on_removed, cluster.drain_timeout, now);
+                    moved.push((*address, false));
+                }
             }
         }
-        changed
+        for (address, endpoint) in wanted {
+            members.insert(address, Member::new(endpoint.clone(), cluster, first, now));
+            moved.push((address, true));
+        }
+        moved
     }
 
-    /// Has what clusters other than these have left drain from `now` on: their endpoints, each.
-    pub fn keep_clusters(&mut self, clusters: &[&str], now: Instant) -> Vec<Name> {
+    /// Has an endpoint leave that has left discovery, and whose health check does not pass any more.
+    pub fn let_go(&mut self, cluster: &Cluster, address: SocketAddr, now: Instant) -> bool {
+        let Some(member) = self.get_mut(&cluster.name, address) else { return false };
+        let goes = member.leaving && member.health != Health::Passing;
+        if goes {
+            member.remove(cluster.on_removed, cluster.drain_timeout, now);
+        }
+        goes
+    }
+
+    /// Has the endpoints of clusters of `old` that are not in `new` leave from `now` on: each of them, with its state before.
+    pub fn keep_clusters(&mut self, old: &Config, new: &Config, now: Instant) -> Vec<(Name, State)> {
         let mut left = Vec::new();
-        for (name, member) in &mut self.members {
-            if !clusters.contains(&name.0.as_str()) && member.draining.is_none() {
-                member.draining = Some(now);
-                left.push(name.clone());
+        for cluster in old.clusters.iter().filter(|cluster| new.cluster(&cluster.name).is_none()) {
+            let members = self.clusters.get_mut(&cluster.name).into_iter().flatten();
+            for (address, member) in members.filter(|(_, member)| member.removed.is_none()) {
+                left.push(((cluster.name.clone(), *address), member.state()));
+                member.remove(cluster.on_removed, cluster.drain_timeout, now);
+                member.share = None;
             }
         }
         left
@@ -62,100 +116,100 @@ impl Endpoints {
 
     /// An earlier agent's: its connections live on.
     pub fn adopt_draining(&mut self, address: SocketAddr, now: Instant) {
-        self.members.insert(
-            (String::new(), address),
-            Member { endpoint: Endpoint::new(address, 1), draining: Some(now) },
-        );
+        let member = Member::left_behind(address, now);
+        self.clusters.entry(String::new()).or_default().insert(address, member);
     }
 
-    /// Takes out those that have drained: no connection of them is left.
-    pub fn take_drained(&mut self, now: Instant, has_flows: impl Fn(&Name) -> bool) -> Vec<Name> {
+    /// Takes out those that have left and have no connection any more.
+    pub fn take_drained(&mut self, now: Instant, has_flows: impl Fn(&str, SocketAddr) -> bool) -> Vec<Name> {
         let mut drained = Vec::new();
-        self.members.retain(|name, member| {
-            let over = member.draining.is_some_and(|since| now.saturating_duration_since(since) >= GRACE);
-            let gone = over && !has_flows(name);
-            if gone {
-                drained.push(name.clone());
-            }
-            !gone
+        self.clusters.retain(|cluster, members| {
+            members.retain(|address, member| {
+                let over =
+                    member.removed.is_some_and(|out| now.saturating_duration_since(out.since) >= GRACE);
+                let gone = over && !has_flows(cluster, *address);
+                if gone {
+                    drained.push((cluster.clone(), *address));
+                }
+                !gone
+            });
+            !members.is_empty()
         });
         drained
     }
 
-    /// Every endpoint.
-    pub fn iter(&self) -> impl Iterator<Item = (&Name, &Member)> {
-        self.members.iter()
+    /// Decides which endpoints of a cluster take new connections from `now` on, and with what weights. `node`: the one that
+    /// this runs on.
+    pub fn choose(&mut self, cluster: &Cluster, node: Option<&str>, now: Instant) -> Choice {
+        let Some(members) = self.clusters.get_mut(&cluster.name) else { return Choice::default() };
+        let candidates: Vec<Candidate<SocketAddr>> = members
+            .iter()
+            .filter(|(_, member)| member.may_take())
+            .map(|(address, member)| Candidate {
+                key: *address,
+                weight: member.endpoint.weight,
+                priority: member.endpoint.priority,
+                healthy: member.state() == State::Healthy,
+                local: node.is_some() && member.endpoint.node.as_deref() == node,
+                fresh: member.in_service.map(|since| now.saturating_duration_since(since)),
+            })
+            .collect();
+        let rules = Rules {
+            panic_threshold: cluster.panic_threshold,
+            overprovisioning_percent: cluster.overprovisioning_percent,
+            slow_start: cluster.slow_start.as_ref(),
+            prefer_local: cluster.prefer_local_node,
+        };
+        let selection = select(&candidates, &rules);
+        let weights: BTreeMap<SocketAddr, u32> = mix(selection.shares).into_iter().collect();
+        let mut changed = false;
+        for (address, member) in members.iter_mut() {
+            let weight = weights.get(address).copied();
+            changed |= member.share != weight;
+            member.share = weight;
+        }
+        Choice { changed, panic: selection.panic, again: selection.again }
     }
 
-    /// Those of a cluster that take new connections.
-    pub fn active<'a>(&'a self, cluster: &str) -> impl Iterator<Item = Endpoint> + 'a {
-        self.of(cluster)
-            .filter(|(_, member)| member.draining.is_none())
-            .map(|(_, member)| member.endpoint.clone())
+    /// Every endpoint.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, SocketAddr, &Member)> {
+        self.clusters.iter().flat_map(|(cluster, members)| {
+            members.iter().map(|(address, member)| (cluster.as_str(), *address, member))
+        })
+    }
+
+    /// Those of a cluster that take new connections, with their weights, as [`Endpoints::choose`] has decided.
+    pub fn active(&self, cluster: &str) -> impl Iterator<Item = (SocketAddr, u32)> {
+        self.of(cluster).filter_map(|(address, member)| Some((address, member.share?)))
     }
 
     /// All of a cluster.
-    pub fn of<'a>(&'a self, cluster: &str) -> impl Iterator<Item = (SocketAddr, &'a Member)> + 'a {
-        let lowest = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
-        let cluster = cluster.to_owned();
-        self.members
-            .range((cluster.clone(), lowest)..)
-            .take_while(move |((name, _), _)| *name == cluster)
-            .map(|((_, address), member)| (*address, member))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn endpoint(host: u8) -> Endpoint {
-        Endpoint::new(SocketAddr::from(([10, 0, 0, host], 80)), 1)
+    pub fn of(&self, cluster: &str) -> impl Iterator<Item = (SocketAddr, &Member)> {
+        let members = self.clusters.get(cluster);
+        members.into_iter().flatten().map(|(address, member)| (*address, member))
     }
 
-    fn name(host: u8) -> Name {
-        ("a".to_owned(), endpoint(host).address)
+    /// How many a cluster has.
+    pub fn counts(&self, cluster: &str) -> Counts {
+        let mut counts = Counts::default();
+        for (_, member) in self.of(cluster) {
+            counts.members += u64::from(member.removed.is_none());
+            match member.state() {
+                State::Healthy => counts.healthy += 1,
+                State::Draining => counts.draining += 1,
+                State::Unhealthy | State::Ejected => {}
+            }
+        }
+        counts
     }
 
-    #[test]
-    fn one_that_leaves_drains_until_its_connections_have_ended() {
-        let start = Instant::now();
-        let mut endpoints = Endpoints::default();
-        assert!(endpoints.set("a", &[endpoint(1), endpoint(2)], start));
-        assert!(endpoints.set("b", &[endpoint(1)], start));
-        assert!(!endpoints.set("a", &[endpoint(2), endpoint(1)], start), "the order is no change");
-        assert!(endpoints.set("a", &[endpoint(2)], start));
-        let active: Vec<_> = endpoints.active("a").collect();
-        assert_eq!(active, [endpoint(2)]);
-        assert_eq!(endpoints.of("a").count(), 2);
-
-        assert_eq!(endpoints.take_drained(start, |_| false), [], "a SYN may still be on its way");
-        assert_eq!(endpoints.take_drained(start + GRACE, |of| *of == name(1)), [], "it has a connection");
-        assert_eq!(endpoints.take_drained(start + GRACE, |_| false), [name(1)]);
-        assert_eq!(endpoints.of("a").count(), 1);
-        assert_eq!(endpoints.active("b").count(), 1, "the other cluster has it still");
+    /// One of them.
+    pub fn get(&self, cluster: &str, address: SocketAddr) -> Option<&Member> {
+        self.clusters.get(cluster)?.get(&address)
     }
 
-    #[test]
-    fn one_that_comes_back_drains_no_more() {
-        let start = Instant::now();
-        let mut endpoints = Endpoints::default();
-        endpoints.set("a", &[endpoint(1)], start);
-        endpoints.set("a", &[], start);
-        assert!(endpoints.set("a", &[endpoint(1)], start));
-        assert_eq!(endpoints.take_drained(start + GRACE, |_| false), []);
-        assert_eq!(endpoints.active("a").count(), 1);
-    }
-
-    #[test]
-    fn a_removed_cluster_drains_wholly() {
-        let start = Instant::now();
-        let mut endpoints = Endpoints::default();
-        endpoints.set("a", &[endpoint(1)], start);
-        endpoints.set("b", &[endpoint(2)], start);
-        assert_eq!(endpoints.keep_clusters(&["b"], start), [name(1)]);
-        assert_eq!(endpoints.active("a").count(), 0);
-        assert_eq!(endpoints.active("b").count(), 1);
-        assert_eq!(endpoints.keep_clusters(&["b"], start), []);
+    /// The same, to note what is known of it; [`Endpoints::choose`] follows.
+    pub fn get_mut(&mut self, cluster: &str, address: SocketAddr) -> Option<&mut Member> {
+        self.clusters.get_mut(cluster)?.get_mut(&address)
     }
 }

@@ -14,6 +14,7 @@ pub mod discovery;
 pub mod endpoints;
 pub mod explain;
 pub mod flows;
+pub mod health;
 pub mod ids;
 pub mod listing;
 pub mod maps;
@@ -22,6 +23,7 @@ pub mod moved;
 pub mod net;
 pub mod port_owner;
 pub mod proxy;
+pub mod selection;
 pub mod stats;
 pub mod table;
 #[cfg(test)]

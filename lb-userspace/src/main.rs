@@ -42,6 +42,20 @@ fn execute(cli: Cli) -> Result<()> {
             let status = admin::read(&places.run_dir, &Question::Status)?;
             if output.json { pretty(&status)? } else { views::status(&status) }
         }
+        Command::Drain { what, force } => {
+            let question = match what.backend {
+                Some(backend) => Question::Drain { backend, cluster: what.cluster, force },
+                None => Question::DrainNode,
+            };
+            admin::read::<String>(&places.run_dir, &question)? + "\n"
+        }
+        Command::Undrain { what } => {
+            let question = match what.backend {
+                Some(backend) => Question::Undrain { backend, cluster: what.cluster },
+                None => Question::UndrainNode,
+            };
+            admin::read::<String>(&places.run_dir, &question)? + "\n"
+        }
         Command::ReopenLogs => return admin::read(&places.run_dir, &Question::ReopenLogs),
         Command::Backends(output) => {
             let backends = admin::read(&places.run_dir, &Question::Backends)?;
@@ -93,6 +107,7 @@ fn run_agent(run: Run, places: Places) -> Result<()> {
         state_dir: run.state_dir,
         resolv_conf: run.resolv_conf,
         mode: run.datapath.map(Into::into),
+        node: run.node_name.or_else(|| std::env::var("NODE_NAME").ok()).or_else(|| Some(net::host_name())),
         leave_datapath: run.leave_datapath,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

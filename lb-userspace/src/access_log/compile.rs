@@ -24,7 +24,9 @@ pub(super) fn compile(name: &str, parameters: &str, length: Option<usize>) -> Re
         };
     }
     match name {
-        "HOSTNAME" if parameters.is_empty() && length.is_none() => return Ok(Compiled::Text(host_name())),
+        "HOSTNAME" if parameters.is_empty() && length.is_none() => {
+            return Ok(Compiled::Text(crate::net::host_name()));
+        }
         "HOSTNAME" => return Err("takes neither parameters nor a length".to_owned()),
         "ENVIRONMENT" => return required(parameters).map(|name| Compiled::Text(environment(name, length))),
         _ => {}
@@ -173,10 +175,6 @@ fn filter_state(parameters: &str) -> Result<Operator, String> {
         (_, "PLAIN" | "TYPED", _) => Err("takes a field's name only after FIELD:".to_owned()),
         _ => Err(format!("takes one of PLAIN, TYPED, FIELD after the key, not `{form}`")),
     }
-}
-
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The variable's value, cut to `length` bytes; `-` without it.

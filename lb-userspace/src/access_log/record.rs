@@ -126,6 +126,8 @@ pub mod reason {
     pub const IDLE_TIMEOUT: &str = "tcp_session_idle_timeout";
     /// `DT`
     pub const MAX_DURATION: &str = "max_connection_duration_reached";
+    /// Its backend has left or is unfit, and the rule for that has ended it; there is nothing of Envoy's for that.
+    pub const DRAINED: &str = "drained";
     /// Headgate has ended while it was open; there is nothing of Envoy's for that.
     pub const SHUTDOWN: &str = "shutdown";
 

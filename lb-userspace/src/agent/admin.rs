@@ -2,6 +2,7 @@
 //! one answer, a line that says whether there is one or why not, then the answer in JSON, and a zero byte: it is whole.
 
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,21 @@ pub enum Question {
     },
     /// To have the access logs opened anew.
     ReopenLogs,
+    /// To have no new connections go to a backend, of one cluster or of all that have it.
+    Drain {
+        backend: SocketAddr,
+        cluster: Option<String>,
+        force: bool,
+    },
+    /// To take that back.
+    Undrain {
+        backend: SocketAddr,
+        cluster: Option<String>,
+    },
+    /// To have new connections go to other nodes.
+    DrainNode,
+    /// To take that back.
+    UndrainNode,
 }
 
 /// Writes an answer. Called beside the agent, since it may take its time.

@@ -63,6 +63,7 @@ impl Agent {
                     record.flags |= Flags::DT;
                     record.local_close = Some(reason::MAX_DURATION);
                 }
+                Found::Cut => record.local_close = Some(reason::DRAINED),
                 Found::Unanswered => fail(&mut record, None),
                 Found::GivenUp { .. } => record.flags = Flags::UF,
                 Found::Ended => {}
@@ -89,7 +90,7 @@ impl Agent {
         match found {
             Found::Open | Found::GivenUp { .. } => {}
             Found::Ended => kernel.kernel.leave(connection.backend_index),
-            Found::Idle | Found::TooOld => {
+            Found::Idle | Found::TooOld | Found::Cut => {
                 kernel.kernel.leave(connection.backend_index);
                 self.reset(&to_client(connection));
                 self.reset(&to_backend(connection));

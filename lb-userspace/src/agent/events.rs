@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::SystemTime;
 
 use crate::discovery::Event;
 
 /// Events that are kept.
 const KEPT: usize = 1000;
+/// Events of one change that are logged one by one.
+const LOGGED: usize = 16;
 
 /// The last events, oldest first.
 #[derive(Default)]
@@ -16,26 +17,37 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Notes an event; discovery logs its own.
-    pub(super) fn add(&mut self, event: Event) {
+    /// Keeps an event that was logged.
+    pub(super) fn keep(&mut self, event: Event) {
         if self.last.len() == KEPT {
             self.last.pop_front();
         }
         self.last.push_back(event);
     }
 
+    /// Notes and logs an event.
+    pub(super) fn add(&mut self, event: Event) {
+        log::info!("{event}");
+        self.keep(event);
+    }
+
+    /// Notes events of a cluster, and logs some of them one by one.
+    pub(super) fn add_all(&mut self, cluster: &str, events: Vec<Event>) {
+        let count = events.len();
+        for (at, event) in events.into_iter().enumerate() {
+            if at < LOGGED {
+                log::info!("{event}");
+            }
+            self.keep(event);
+        }
+        if count > LOGGED {
+            log::info!("cluster {cluster}: {} more endpoints changed", count - LOGGED);
+        }
+    }
+
     /// Notes and logs that an endpoint goes from one state to another now.
     pub(super) fn endpoint(&mut self, cluster: &str, endpoint: SocketAddr, from: &str, to: &str, why: &str) {
-        let event = Event {
-            at: SystemTime::now(),
-            cluster: cluster.to_owned(),
-            endpoint: Some(endpoint),
-            from: from.to_owned(),
-            to: to.to_owned(),
-            why: why.to_owned(),
-        };
-        log::info!("{event}");
-        self.add(event);
+        self.add(Event::now(cluster, Some(endpoint), from, to, why));
     }
 
     /// Those that are kept, oldest first.

@@ -1,19 +1,18 @@
-//! Endpoints come and go: from the configuration and from discovery to the proxy's and the kernel's tables.
+//! Endpoints come and go: from the configuration and from discovery to those who choose among them.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::Result;
 
 use crate::agent::Agent;
 use crate::balancer::ClusterBalancer;
-use crate::discovery::Update;
+use crate::discovery::{Event, Update};
+use crate::endpoints::{Endpoints, Health, State};
 use crate::model::{Cluster, Discovery as Source};
 use crate::net;
 
-/// State of an endpoint that takes new connections.
-pub(super) const HEALTHY: &str = "healthy";
-/// State of one that takes no new ones, but has some.
-pub(super) const DRAINING: &str = "draining";
 /// No endpoint of the cluster.
 pub(super) const ABSENT: &str = "absent";
 
@@ -33,66 +32,52 @@ impl Agent {
 
     /// Keeps what discovery tells.
     pub(super) fn note(&mut self, update: &Update) {
-        for event in &update.events {
-            let mut event = event.clone();
-            let drains = event.endpoint.is_some_and(|endpoint| {
-                let mut of = self.endpoints.of(&event.cluster);
-                of.any(|(address, member)| address == endpoint && member.draining.is_some())
-            });
-            // Discovery does not know of the connections that it still has.
-            if drains && event.from == ABSENT {
-                event.from = DRAINING.to_owned();
-            }
-            self.events.add(event);
-        }
+        let cluster = self.config.cluster(&update.cluster);
+        let (endpoints, own): (Vec<_>, Vec<_>) =
+            update.events.iter().cloned().partition(|event| event.endpoint.is_some());
+        let endpoints: Vec<Event> =
+            endpoints.into_iter().map(|event| corrected(event, cluster, &self.endpoints)).collect();
+        // Those of the cluster were logged.
+        own.into_iter().for_each(|event| self.events.keep(event));
+        self.events.add_all(&update.cluster, endpoints);
     }
 
-    /// Takes a cluster's endpoints over from where they come from.
+    /// Takes a cluster's endpoints over from where they come from, and chooses among them.
     pub(super) fn set_endpoints(&mut self, cluster: &Cluster) {
         let now = Instant::now();
-        let mut changed = false;
-        match &cluster.discovery {
-            Source::Static(endpoints) => {
-                let before = self.endpoints.clone();
-                changed = self.endpoints.set(&cluster.name, endpoints, now);
-                let is_active = |of: &crate::endpoints::Endpoints, address| {
-                    of.active(&cluster.name).any(|endpoint| endpoint.address == address)
-                };
-                let all: Vec<_> = self.endpoints.of(&cluster.name).map(|(address, _)| address).collect();
-                for address in all {
-                    match (is_active(&before, address), is_active(&self.endpoints, address)) {
-                        (true, false) => {
-                            let why = "not in the configuration any more";
-                            self.events.endpoint(&cluster.name, address, HEALTHY, DRAINING, why);
-                        }
-                        (false, true) => {
-                            let from = if before.of(&cluster.name).any(|(of, _)| of == address) {
-                                DRAINING
-                            } else {
-                                ABSENT
-                            };
-                            self.events.endpoint(
-                                &cluster.name,
-                                address,
-                                from,
-                                HEALTHY,
-                                "in the configuration",
-                            );
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            Source::StrictDns(_) => {
-                // Before the first answer, those of an earlier configuration are better than none.
-                if let Some(endpoints) = self.discovery.endpoints(&cluster.name) {
-                    changed = self.endpoints.set(&cluster.name, endpoints, now);
-                }
-            }
-        }
-        if changed {
+        let before: BTreeMap<SocketAddr, State> = match &cluster.discovery {
+            Source::Static(_) => self.endpoints.of(&cluster.name).map(|(of, at)| (of, at.state())).collect(),
+            // It tells by itself.
+            Source::StrictDns(_) => BTreeMap::new(),
+        };
+        let moved = match &cluster.discovery {
+            Source::Static(endpoints) => self.endpoints.set(cluster, endpoints, now),
+            // Before the first answer, those of an earlier configuration are better than none.
+            Source::StrictDns(_) => match self.discovery.endpoints(&cluster.name) {
+                Some(endpoints) => self.endpoints.set(cluster, endpoints, now),
+                None => Vec::new(),
+            },
+        };
+        if !moved.is_empty() {
             *self.changes.membership.entry(cluster.name.clone()).or_default() += 1;
         }
+        self.drain_again(cluster);
+        if matches!(cluster.discovery, Source::Static(_)) {
+            let events = moved.iter().filter_map(|&(address, came)| {
+                let from = before.get(&address).map_or(ABSENT, |state| state.name());
+                let member = self.endpoints.get(&cluster.name, address)?;
+                let why = match (came, member.health) {
+                    (false, _) => "not in the configuration any more",
+                    (true, Health::Pending) => "in the configuration, not probed yet",
+                    (true, _) => "in the configuration",
+                };
+                Some(Event::now(&cluster.name, Some(address), from, member.state().name(), why))
+            });
+            let events = events.collect();
+            self.events.add_all(&cluster.name, events);
+        }
+        self.watch_health(cluster);
+        let choice = self.endpoints.choose(cluster, self.options.node.as_deref(), now);
         match self.balancers.get(&cluster.name) {
             Some(balancer) => balancer.update(cluster, &self.endpoints),
             None => {
@@ -100,6 +85,7 @@ impl Agent {
                 self.balancers.insert(cluster.name.clone(), balancer.into());
             }
         }
+        self.chosen(cluster, choice);
     }
 
     /// Brings the kernel's tables up to the endpoints.
@@ -111,22 +97,30 @@ impl Agent {
         kernel.update_maps(&self.config, &self.endpoints, &self.network)?;
         self.link_counts();
         let Some(kernel) = &mut self.kernel else { return Ok(()) };
-        if !self.draining {
+        if !self.stopping {
             kernel.attach(&self.config, &self.network).await?;
         }
         Ok(())
     }
 
-    /// Endpoints that have drained are gone. Whether there were any.
+    /// Endpoints that have left and have drained are gone. Whether there were any.
     pub(super) fn forget_drained(&mut self) -> bool {
         let (kernel, balancers) = (&self.kernel, &self.balancers);
-        let drained = self.endpoints.take_drained(Instant::now(), |name| {
-            let proxied = balancers.get(&name.0).and_then(|balancer| balancer.backend(name.1));
-            kernel.as_ref().is_some_and(|kernel| kernel.has_open_flows(name))
+        let drained = self.endpoints.take_drained(Instant::now(), |cluster, address| {
+            let proxied = balancers.get(cluster).and_then(|balancer| balancer.backend(address));
+            kernel.as_ref().is_some_and(|kernel| kernel.has_open_flows(cluster, address))
                 || proxied.is_some_and(|backend| backend.open.proxied() > 0)
         });
-        for (cluster, address) in &drained {
-            self.events.endpoint(cluster, *address, DRAINING, ABSENT, "it has no connection left");
+        for name in &drained {
+            let (cluster, address) = name;
+            self.events.endpoint(
+                cluster,
+                *address,
+                State::Draining.name(),
+                ABSENT,
+                "it has no connection left",
+            );
+            self.forget_drain(name);
             match self.config.cluster(cluster) {
                 Some(of) => {
                     if let Some(balancer) = self.balancers.get(cluster) {
@@ -140,4 +134,29 @@ impl Agent {
         }
         !drained.is_empty()
     }
+}
+
+/// An event of discovery, which knows neither of health nor of the connections that an endpoint still has.
+fn corrected(mut event: Event, cluster: Option<&Cluster>, endpoints: &Endpoints) -> Event {
+    let Some((cluster, endpoint)) = cluster.zip(event.endpoint) else { return event };
+    let member = endpoints.get(&cluster.name, endpoint);
+    let comes = event.from == ABSENT && event.to == State::Healthy.name();
+    let leaves = event.from == State::Healthy.name() && event.to == State::Draining.name();
+    if let Some(member) = member
+        && (comes || leaves)
+    {
+        event.from = member.state().name().to_owned();
+    }
+    if comes && cluster.health_check.is_some() {
+        event.to = State::Unhealthy.name().to_owned();
+        event.why += ", not probed yet";
+    }
+    if leaves
+        && cluster.keep_while_healthy
+        && let Some(member) = member.filter(|member| member.health == Health::Passing)
+    {
+        event.to = member.state().name().to_owned();
+        event.why += ", but its health check passes";
+    }
+    event
 }

@@ -6,14 +6,16 @@ pub mod admin;
 mod adopt;
 mod changes;
 mod config_view;
-mod drain;
 mod ends;
 mod events;
+mod health;
 pub mod interfaces;
 pub mod kernel_side;
 mod membership;
+mod operator;
 mod reload;
 pub mod status;
+mod stop;
 mod trials;
 mod view;
 
@@ -34,15 +36,17 @@ use crate::agent::admin::AdminSocket;
 use crate::agent::changes::ConfigChanges;
 use crate::agent::ends::open_resets;
 use crate::agent::events::Events;
+use crate::agent::health::HealthSide;
 use crate::agent::interfaces::rung_name;
 use crate::agent::kernel_side::{KernelSide, RESOLUTION};
+use crate::agent::operator::Drained;
 use crate::agent::reload::Reload;
 use crate::balancer::ClusterBalancer;
 use crate::config::{ConfigErrors, Loaded, Place};
 use crate::connections::Connections;
 use crate::datapath::object::Pins;
 use crate::discovery::Discovery;
-use crate::endpoints::Endpoints;
+use crate::endpoints::{Endpoints, Out};
 use crate::model::{AccessLog, Config, Mode};
 use crate::net::{self, Changes, Finding, Resets, Snapshot, Watch};
 use crate::proxy::{Balancer, Proxy, ProxyListener};
@@ -78,6 +82,8 @@ pub struct Options {
     pub resolv_conf: PathBuf,
     /// Overrides `datapath.mode`.
     pub mode: Option<Mode>,
+    /// The node that this runs on, as endpoints name theirs.
+    pub node: Option<String>,
     /// On SIGTERM, leave the kernel's flows to the next agent.
     pub leave_datapath: bool,
 }
@@ -92,6 +98,11 @@ pub struct Agent {
     findings: Vec<Finding>,
     discovery: Discovery,
     endpoints: Endpoints,
+    health: HealthSide,
+    /// What the operator wants drained.
+    drained: Drained,
+    /// Since when the node is.
+    node_drained: Option<Out>,
     events: Events,
     /// By the name of their cluster.
     balancers: BTreeMap<String, Arc<ClusterBalancer>>,
@@ -113,7 +124,8 @@ pub struct Agent {
     next_look: Instant,
     /// How long the start took, once the agent serves.
     ready_after: Option<Duration>,
-    draining: bool,
+    /// It is on its way out.
+    stopping: bool,
 }
 
 /// What the agent is told by signals.
@@ -154,6 +166,7 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
     };
     let connections = Arc::new(Connections::new(logs));
     let observer: Arc<Connections> = Arc::clone(&connections);
+    let drained = Drained::read(&options.run_dir);
     let discovery = Discovery::new(options.resolv_conf.clone(), Some(options.state_dir.clone()));
     let mut agent = Agent {
         config: loaded.config,
@@ -163,6 +176,9 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
         findings: Vec::new(),
         discovery,
         endpoints: Endpoints::default(),
+        health: HealthSide::new(),
+        drained,
+        node_drained: None,
         events: Events::default(),
         balancers: BTreeMap::new(),
         proxy: Proxy::new(observer),
@@ -177,7 +193,7 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
         last_look: Instant::now(),
         next_look: Instant::now(),
         ready_after: None,
-        draining: false,
+        stopping: false,
     };
     agent.changes.count(&Config::default(), &agent.config);
     agent.start().await?;
@@ -208,9 +224,13 @@ impl Agent {
 
     async fn bring_up(&mut self) -> Result<()> {
         self.find_endpoints().await;
+        self.wait_for_health().await;
         self.proxy.apply(proxy_listeners(&self.config, &self.balancers))?;
         self.start_kernel().await?;
         self.look_at_host();
+        if self.drained.node() {
+            self.begin_node_drain();
+        }
         Ok(())
     }
 
@@ -240,6 +260,17 @@ impl Agent {
                 self.note(&update);
             }
             // The ring has room for some seconds alone.
+            self.hear();
+        }
+    }
+
+    /// Waits until every endpoint that is to be asked for its health has been, but not for long.
+    async fn wait_for_health(&mut self) {
+        let deadline = tokio::time::Instant::now() + SETTLING;
+        while self.is_health_pending()
+            && let Ok(change) = timeout_at(deadline, self.health.checker.changed()).await
+        {
+            self.health_changed(&change);
             self.hear();
         }
     }
@@ -325,9 +356,13 @@ impl Agent {
                 }
                 changes = watch.changed() => self.follow(changes?).await,
                 update = self.discovery.changed() => self.discovered(update).await,
+                change = self.health.checker.changed() => self.health_changed(&change),
                 () = known(&mut self.kernel) => self.update_maps("what is known of a backend"),
                 _ = housekeeping.tick() => self.housekeep().await,
-                _ = hearing.tick() => self.look_after_flows(),
+                _ = hearing.tick() => {
+                    self.look_after_flows();
+                    self.judge();
+                }
                 Some(query) = admin.next() => query.answer(|question| self.answer(question)),
             }
         }
@@ -386,10 +421,16 @@ impl Agent {
         if begin < self.next_look {
             return;
         }
+        self.cut_proxied(begin);
         let over = Over::now(&self.connections);
         let mut found = Vec::new();
         let mut pause = LOOKING;
-        match self.kernel.as_mut().map(|kernel| kernel.sweep(&self.config, &self.endpoints, &mut found)) {
+        let node_cut = self.node_drained.and_then(|out| out.cut);
+        let swept = self
+            .kernel
+            .as_mut()
+            .map(|kernel| kernel.sweep(&self.config, &self.endpoints, node_cut, &mut found));
+        match swept {
             Some(Err(error)) => {
                 log::error!("taking ended flows out: {error:#}");
                 pause = HOUSEKEEPING;
@@ -409,6 +450,20 @@ impl Agent {
             }
         }
         self.next_look = begin + pause;
+    }
+
+    /// Has connections of the proxy end that their backends are not to have any more.
+    fn cut_proxied(&self, now: Instant) {
+        let node_cut = self.node_drained.and_then(|out| out.cut);
+        for (cluster, address, member) in self.endpoints.iter() {
+            let Some(cut) = member.cut().into_iter().chain(node_cut).min().filter(|cut| *cut <= now) else {
+                continue;
+            };
+            let backend = self.balancers.get(cluster).and_then(|balancer| balancer.backend(address));
+            if backend.is_some_and(|backend| backend.open.proxied() > 0) {
+                self.proxy.cut(cluster, address, cut);
+            }
+        }
     }
 
     /// Adds what open connections carry to what those that are over have carried, and logs lines in between.
@@ -435,7 +490,7 @@ impl Agent {
     /// Has connections of the proxy counted beside those of the kernel.
     fn link_counts(&self) {
         // The next agent may have the map by then.
-        if self.draining {
+        if self.stopping {
             return;
         }
         for (cluster, balancer) in &self.balancers {

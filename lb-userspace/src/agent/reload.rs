@@ -5,9 +5,9 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Result, bail};
 
-use crate::agent::membership::{DRAINING, HEALTHY};
 use crate::agent::{Agent, access_logs, bind_admin_http, check_against_host, proxy_listeners};
 use crate::config::{self, ConfigErrors, Loaded, Place};
+use crate::endpoints::State;
 use crate::model::{Config, Mode};
 
 /// The last attempt at a reload.
@@ -116,19 +116,20 @@ impl Agent {
         }
         self.proxy.apply(proxy_listeners(&config, &self.balancers))?;
 
-        let names: Vec<&str> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-        for (cluster, endpoint) in self.endpoints.keep_clusters(&names, Instant::now()) {
+        for (name, before) in self.endpoints.keep_clusters(&self.config, &config, Instant::now()) {
+            let (cluster, endpoint) = &name;
             let why = "its cluster is not in the configuration any more";
-            self.events.endpoint(&cluster, endpoint, HEALTHY, DRAINING, why);
+            self.events.endpoint(cluster, *endpoint, before.name(), State::Draining.name(), why);
         }
-        for cluster in &config.clusters {
-            self.set_endpoints(cluster);
-        }
-        let endpoints = &self.endpoints;
-        self.balancers
-            .retain(|name, _| names.contains(&name.as_str()) || endpoints.of(name).next().is_some());
         let mode = self.mode_of(&config);
         self.config = config;
+        for cluster in self.config.clusters.clone() {
+            self.set_endpoints(&cluster);
+        }
+        let (config, endpoints) = (&self.config, &self.endpoints);
+        self.balancers
+            .retain(|name, _| config.cluster(name).is_some() || endpoints.of(name).next().is_some());
+        self.forget_health();
         match &mut self.kernel {
             Some(kernel) => {
                 kernel.reconfigure(&self.config, mode)?;

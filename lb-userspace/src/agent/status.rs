@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
 use lb_common::Rung;
@@ -12,12 +13,11 @@ use crate::agent::Agent;
 use crate::agent::admin::{Answer, Question};
 use crate::agent::interfaces::rung_name;
 use crate::agent::kernel_side::KernelSide;
-use crate::agent::membership::{DRAINING, HEALTHY};
 use crate::desired::served_addresses;
 use crate::listing::{Listing, Tables};
 
 impl Agent {
-    pub(super) fn answer(&self, question: Question) -> Result<Answer> {
+    pub(super) fn answer(&mut self, question: Question) -> Result<Answer> {
         Ok(match question {
             Question::Status => {
                 let status = self.status()?;
@@ -37,6 +37,14 @@ impl Agent {
                 self.connections.logs.reopen();
                 Box::new(|out| Ok(serde_json::to_writer(out, &())?))
             }
+            Question::Drain { backend, cluster, force } => {
+                said(self.drain_backend(backend, cluster.as_deref(), force)?)
+            }
+            Question::Undrain { backend, cluster } => {
+                said(self.undrain_backend(backend, cluster.as_deref())?)
+            }
+            Question::DrainNode => said(self.drain_node()?),
+            Question::UndrainNode => said(self.undrain_node()?),
             Question::Flows { filter } => {
                 let listing = self.listing();
                 Box::new(move |mut out| listing.write(&filter, &mut out))
@@ -84,13 +92,15 @@ impl Agent {
             .clusters
             .iter()
             .map(|cluster| {
-                let active = self.endpoints.active(&cluster.name).count();
+                let counts = self.endpoints.counts(&cluster.name);
+                let panic = self.health.clusters.get(&cluster.name).map(|of| &of.panic);
                 json!({
                     "name": cluster.name,
                     "id": kernel.and_then(|kernel| kernel.cluster_index(&cluster.name)),
-                    "endpoints": active,
-                    "healthy": active,
-                    "draining": self.endpoints.of(&cluster.name).count() - active,
+                    "endpoints": counts.members,
+                    "healthy": counts.healthy,
+                    "draining": counts.draining,
+                    "panic": panic,
                     "discovery": self.discovery.status(&cluster.name),
                 })
             })
@@ -118,7 +128,11 @@ impl Agent {
             "uptime_s": self.started.elapsed().as_secs(),
             "mode": rung_name(rung),
             "why": self.no_kernel,
-            "draining": self.draining,
+            "draining": self.stopping || self.node_drained.is_some(),
+            "drain": self.node_drained.map(|out| {
+                json!({ "age_s": out.since.elapsed().as_secs(), "resets_in_s": seconds_to(out.cut) })
+            }),
+            "map_writes": self.kernel.as_ref().map(|kernel| kernel.kernel.writes),
             "reload": self.reloaded.as_ref().map(|reload| {
                 json!({ "at": humantime::format_rfc3339_millis(reload.at).to_string(), "error": reload.error })
             }),
@@ -140,24 +154,29 @@ impl Agent {
     /// All endpoints, but for the connections that are open to them.
     fn backends(&self) -> Result<Vec<BackendRow>> {
         let mut rows = Vec::new();
-        for (name, member) in self.endpoints.iter() {
-            let (cluster, address) = name;
-            let proxied = self.balancers.get(cluster).and_then(|balancer| balancer.backend(*address));
+        for (cluster, address, member) in self.endpoints.iter() {
+            let proxied = self.balancers.get(cluster).and_then(|balancer| balancer.backend(address));
             let mut total =
                 Total { proxy: proxied.map_or(0, |backend| backend.stats.connections()), ..Total::default() };
             let mut why = None;
             if let Some(kernel) = &self.kernel {
-                if let Some(id) = kernel.backend_index(name) {
+                if let Some(id) = kernel.backend_index(cluster, address) {
                     let opened = kernel.kernel.opened(id)?;
                     (total.xdp, total.tc) = (opened.xdp, opened.tc);
                 }
-                why = kernel.proxy_only(*address, &self.network);
+                why = kernel.proxy_only(address, &self.network);
             }
             rows.push(BackendRow {
-                cluster: cluster.clone(),
-                address: *address,
-                state: if member.draining.is_some() { DRAINING } else { HEALTHY },
+                cluster: cluster.to_owned(),
+                address,
+                state: member.state().name(),
+                since_s: member.since.elapsed().as_secs(),
+                why: member.why.to_string(),
                 weight: member.endpoint.weight,
+                share: member.share,
+                priority: member.endpoint.priority,
+                node: member.endpoint.node.as_deref().map(str::to_owned),
+                resets_in_s: seconds_to(member.cut()),
                 active: 0,
                 total,
                 proxy_only: why,
@@ -175,19 +194,39 @@ impl Agent {
     }
 }
 
+/// What was done, for people.
+fn said(text: String) -> Answer {
+    Box::new(move |out| Ok(serde_json::to_writer(out, &text)?))
+}
+
 /// An endpoint, in the answer to `headgate backends`.
 #[derive(Serialize)]
 struct BackendRow {
     cluster: String,
     address: SocketAddr,
     state: &'static str,
+    /// How long it has been in that state, and why.
+    since_s: u64,
+    why: String,
     weight: u32,
+    /// Weight among those that take new connections; `None`: it takes none.
+    share: Option<u32>,
+    priority: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    /// When its open connections are reset, if they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resets_in_s: Option<u64>,
     /// Connections that are open to it.
     active: u64,
     total: Total,
     /// Why it is left to the proxy, if it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     proxy_only: Option<String>,
+}
+
+fn seconds_to(at: Option<Instant>) -> Option<u64> {
+    at.map(|at| at.saturating_duration_since(Instant::now()).as_secs())
 }
 
 /// Connections opened to an endpoint, by rung.

@@ -12,12 +12,14 @@ use crate::admin_http::ViewSource;
 use crate::agent::Agent;
 use crate::agent::interfaces::rung_name;
 use crate::datapath::sweep::Carried;
+use crate::endpoints::{Health, Member};
+use crate::health::outlier::Tally;
 use crate::model::{Cluster, Discovery, Listener};
 use crate::proxy::Backend;
 use crate::stats::{
     CircuitBreakersView, ClusterManagerView, ClusterView, Counts, DnsView, EndpointView, FlowTableView,
-    HeadgateView, HealthFlags, ListenerManagerView, ListenerView, RungView, ServerState, ServerView,
-    SnatView, UpdateView, View,
+    HeadgateView, HealthCheckView, HealthFlags, ListenerManagerView, ListenerView, OutlierDetectionView,
+    PanicView, RungView, ServerState, ServerView, SnatView, UpdateView, View,
 };
 
 impl Agent {
@@ -45,7 +47,7 @@ impl Agent {
         ServerView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime: self.started.elapsed(),
-            state: match (self.draining, self.ready_after) {
+            state: match (self.stopping || self.node_drained.is_some(), self.ready_after) {
                 (true, _) => ServerState::Draining,
                 (false, Some(_)) => ServerState::Live,
                 (false, None) => ServerState::Initializing,
@@ -130,7 +132,7 @@ impl Agent {
         let over = counts.over.connections.load(Relaxed);
         let backend_last = counts.backend_last.load(Relaxed);
         let endpoints = self.endpoint_views(cluster)?;
-        let members = self.endpoints.active(&cluster.name).count() as u64;
+        let members = self.endpoints.counts(&cluster.name);
         Ok(ClusterView {
             name: cluster.name.clone(),
             alt_stat_name: cluster.stat_name.clone(),
@@ -156,22 +158,50 @@ impl Agent {
             upstream_rq_pending_failure_eject: failures,
             upstream_cx_connect_ms: Some(counts.connect_ms.snapshot()),
             upstream_cx_length_ms: Some(counts.length_ms.snapshot()),
-            membership_total: members,
-            membership_healthy: members,
+            membership_total: members.members,
+            membership_healthy: members.healthy,
             membership_degraded: 0,
             membership_excluded: 0,
             membership_change: self.changes.membership.get(&cluster.name).copied().unwrap_or(0),
             update: Some(self.update_view(cluster)),
             // Envoy chooses among all of a cluster without a healthy endpoint, and there is none then, too.
-            lb_healthy_panic: counts.none_healthy.load(Relaxed),
+            lb_healthy_panic: counts.none_healthy.load(Relaxed) + self.chosen_in_panic(&cluster.name, total),
             circuit_breakers: CircuitBreakersView {
                 max_connections: cluster.max_connections.map(u64::from),
                 cx_open: cluster.max_connections.is_some_and(|limit| active >= u64::from(limit)),
                 remaining_cx: None,
             },
-            health_check: None,
-            outlier_detection: None,
+            health_check: self.health_check_view(cluster),
+            outlier_detection: self.outlier_view(cluster),
             endpoints,
+        })
+    }
+
+    fn health_check_view(&self, cluster: &Cluster) -> Option<HealthCheckView> {
+        cluster.health_check.as_ref()?;
+        let counts = self.health.checker.counts(&cluster.name);
+        let is_healthy = |member: &Member| matches!(member.health, Health::Passing | Health::Unchecked);
+        let members = self.endpoints.of(&cluster.name).filter(|(_, member)| member.removed.is_none());
+        Some(HealthCheckView {
+            attempt: counts.attempt,
+            success: counts.success,
+            failure: counts.failure,
+            network_failure: counts.network_failure,
+            healthy: members.filter(|(_, member)| is_healthy(member)).count() as u64,
+        })
+    }
+
+    fn outlier_view(&self, cluster: &Cluster) -> Option<OutlierDetectionView> {
+        cluster.outlier.as_ref()?;
+        let counts = self.health.clusters.get(&cluster.name)?.detector.counts();
+        let tally = |of: Tally| (of.detected, of.enforced);
+        Some(OutlierDetectionView {
+            ejections_active: counts.ejections_active as u64,
+            ejections_enforced_total: counts.ejections_enforced_total,
+            ejections_overflow: counts.ejections_overflow,
+            consecutive_local_origin_failure: tally(counts.consecutive_local_origin_failure),
+            local_origin_success_rate: tally(counts.local_origin_success_rate),
+            local_origin_failure_percentage: tally(counts.local_origin_failure_percentage),
         })
     }
 
@@ -193,10 +223,9 @@ impl Agent {
         for (address, member) in self.endpoints.of(&cluster.name) {
             let of_proxy = balancer.and_then(|balancer| balancer.backend(address));
             let proxied = of_proxy.as_deref().map(Backend::totals).unwrap_or_default();
-            let name = (cluster.name.clone(), address);
             let (mut connected, mut failures) = (proxied.connections, proxied.connect_failures);
             if let Some(kernel) = &self.kernel
-                && let Some(index) = kernel.backend_index(&name)
+                && let Some(index) = kernel.backend_index(&cluster.name, address)
             {
                 let (opened, failed) = kernel.of_backend(index)?;
                 connected += opened.xdp + opened.tc;
@@ -211,13 +240,17 @@ impl Agent {
                 rq_pending_active: proxied.connecting,
                 rq_total: connected,
                 weight: member.endpoint.weight,
-                priority: 0,
+                priority: member.endpoint.priority,
                 region: String::new(),
                 zone: String::new(),
                 sub_zone: String::new(),
                 health: HealthFlags {
-                    pending_dynamic_removal: member.draining.is_some(),
-                    ..HealthFlags::default()
+                    failed_active_hc: matches!(member.health, Health::Pending | Health::Failing { .. }),
+                    failed_outlier_check: member.ejected,
+                    pending_dynamic_removal: member.removed.is_some() || member.leaving,
+                    pending_active_hc: member.health == Health::Pending,
+                    active_hc_timeout: member.health == Health::Failing { timeout: true },
+                    eds_status_draining: member.drained.is_some(),
                 },
             });
         }
@@ -248,6 +281,7 @@ impl Agent {
             reloads_refused: self.changes.reloads_refused,
             last_reload_success: Some(self.changes.configured),
             access_log_dropped: Some(self.connections.logs.dropped()),
+            panic: self.panic_views(),
             ..HeadgateView::default()
         };
         let Some(kernel) = &self.kernel else { return Ok(view) };
@@ -271,17 +305,45 @@ impl Agent {
         view.snat = self
             .endpoints
             .iter()
-            .filter_map(|(name, _)| {
-                let index = kernel.backend_index(name)?;
+            .filter_map(|(cluster, address, _)| {
+                let index = kernel.backend_index(cluster, address)?;
                 Some(SnatView {
-                    cluster: name.0.clone(),
-                    backend: name.1.to_string(),
+                    cluster: cluster.to_owned(),
+                    backend: address.to_string(),
                     ports_used: kernel.snat_ports_used(index),
                     ports: kernel.snat_ports_of(index),
                 })
             })
             .collect();
         Ok(view)
+    }
+
+    fn panic_views(&self) -> Vec<PanicView> {
+        let clusters = self.config.clusters.iter();
+        clusters
+            .map(|cluster| PanicView {
+                cluster: cluster.name.clone(),
+                panic: self.health.clusters.get(&cluster.name).is_some_and(|of| !of.panic.is_empty()),
+            })
+            .collect()
+    }
+
+    /// Connections of a cluster that were made while it was in panic, of so many in all.
+    fn chosen_in_panic(&self, cluster: &str, total: u64) -> u64 {
+        self.health.clusters.get(cluster).map_or(0, |of| {
+            of.chosen_in_panic + of.total_before_panic.map_or(0, |before| total.saturating_sub(before))
+        })
+    }
+
+    /// Attempts of a cluster so far.
+    pub(super) fn attempts(&mut self, cluster: &str) -> u64 {
+        let Some(cluster) = self.config.cluster(cluster).cloned() else { return 0 };
+        if let Some(kernel) = &mut self.kernel
+            && let Err(error) = kernel.count_all()
+        {
+            log::debug!("{error:#}");
+        }
+        self.cluster_view(&cluster).map_or(0, |view| view.upstream_cx_total)
     }
 
     fn dns_view(&self, cluster: &Cluster) -> Option<DnsView> {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use lb_common::tables::{Backend, NextHop, Service, ServiceKey, Settings};
 use lb_common::{V4, V6};
@@ -29,7 +30,7 @@ pub struct Contents {
     /// Connections that a cluster may have, by [`lb_common::tables::Backend::cluster`]; without an entry any number.
     pub limits: BTreeMap<u32, u64>,
     /// Slots of each cluster, by its index.
-    pub slots: BTreeMap<u32, Vec<u32>>,
+    pub slots: BTreeMap<u32, Arc<[u32]>>,
     /// Towards IPv4 clients.
     pub routes4: HashMap<Prefix<V4>, u32>,
     /// Towards IPv6 clients.
@@ -54,8 +55,8 @@ pub enum Step {
     Backend(u32, Option<Backend>),
     /// `None`: any number.
     Limit(u32, Option<u64>),
-    /// Written beside the old window, then switched.
-    Slots(u32, Vec<u32>),
+    /// Written beside the old window, then switched; of one with as many slots only those that differ.
+    Slots(u32, Arc<[u32]>),
     /// The window is no cluster's any more.
     NoSlots(u32),
     Route4(Prefix<V4>, Option<u32>),
@@ -139,7 +140,7 @@ pub fn plan(old: &Contents, new: &Contents) -> Vec<Step> {
     }
     for (&cluster, slots) in &new.slots {
         if old.slots.get(&cluster) != Some(slots) {
-            steps.push(Step::Slots(cluster, slots.clone()));
+            steps.push(Step::Slots(cluster, Arc::clone(slots)));
         }
     }
     set(&old.routes4, &new.routes4, &mut steps, Step::Route4);
@@ -204,7 +205,7 @@ mod tests {
         let service = Service { id: 1, cluster: 0, policy: 0, attempts: 3, flags: 0 };
         Contents {
             backends: BTreeMap::from([(1, backend)]),
-            slots: BTreeMap::from([(0, vec![1])]),
+            slots: BTreeMap::from([(0, [1].into())]),
             services4: HashMap::from([(ServiceKey { address: V4(7), port: 80, protocol: [6, 0] }, service)]),
             snat_ports: vec![1, 2],
             ..Contents::default()
@@ -249,7 +250,7 @@ mod tests {
     #[test]
     fn only_what_changed_is_written() {
         let mut new = sample();
-        new.slots.insert(0, vec![1, 1]);
-        assert_eq!(plan(&sample(), &new), [Step::Slots(0, vec![1, 1])]);
+        new.slots.insert(0, [1, 1].into());
+        assert_eq!(plan(&sample(), &new), [Step::Slots(0, [1, 1].into())]);
     }
 }

@@ -26,6 +26,8 @@ use crate::datapath::slots::{REST, SlotSpace};
 
 /// Words of an [`Active`].
 pub const BOTH_WORD: usize = std::mem::offset_of!(Active, both) / 8;
+/// As above.
+pub const FAILING_WORD: usize = std::mem::offset_of!(Active, failing) / 8;
 const LIMIT_WORD: usize = std::mem::offset_of!(Active, limit) / 8;
 
 /// The maps of one address family.
@@ -64,6 +66,8 @@ pub struct Kernel {
     devices: DevMapHash<MapData>,
     cursors: PerCpuArray<MapData, u32>,
     rejected: Vec<Rejected>,
+    /// Stores into maps so far, each of up to 8 bytes or of a whole value; but for what is counted and vouched for.
+    pub writes: u64,
 }
 
 impl Kernel {
@@ -102,6 +106,7 @@ impl Kernel {
             cursors: PerCpuArray::try_from(take(names::CURSORS)?)?,
             ebpf,
             rejected,
+            writes: 0,
         })
     }
 
@@ -128,6 +133,10 @@ impl Kernel {
 
     /// Carries out one step of a plan.
     pub fn apply(&mut self, step: &Step) -> Result<()> {
+        // The others count their own.
+        if !matches!(step, Step::Backend(..) | Step::Slots(..) | Step::NoSlots(_)) {
+            self.writes += 1;
+        }
         match step {
             Step::Device(index, true) => self.devices.insert(*index, *index, None, 0)?,
             Step::Device(index, false) => ignore_missing(self.devices.remove(*index))?,
@@ -191,10 +200,21 @@ impl Kernel {
         }
     }
 
-    fn set_backend(&self, index: u32, backend: Option<Backend>) {
-        match backend {
-            Some(backend) => self.backends.set(index, backend),
-            None => self.backends.set(index, Backend { flags: 0, ..self.backends.get(index) }),
+    /// Where only the flags change, by one store.
+    fn set_backend(&mut self, index: u32, backend: Option<Backend>) {
+        const FLAGS_WORD: usize = std::mem::offset_of!(Backend, port) / 8;
+        let old = self.backends.get(index);
+        let new = backend.unwrap_or(Backend { flags: 0, ..old });
+        if (Backend { flags: old.flags, ..new }) == old {
+            let word = [new.port.to_ne_bytes(), new.flags.to_ne_bytes()].concat();
+            let mut bytes = [0; 8];
+            bytes[..4].copy_from_slice(&word);
+            bytes[4..].copy_from_slice(&new.hop.to_ne_bytes());
+            self.backends.word(index, FLAGS_WORD).store(u64::from_ne_bytes(bytes), Ordering::Release);
+            self.writes += 1;
+        } else {
+            self.backends.set(index, new);
+            self.writes += (size_of::<Backend>() / 8) as u64;
         }
     }
 
@@ -202,6 +222,17 @@ impl Kernel {
         let now = Instant::now();
         let old = self.clusters.get(cluster);
         let count = slots.len() as u32;
+        if count > 0 && count == old.count {
+            for (offset, &slot) in slots.iter().enumerate() {
+                let at = old.first + offset as u32;
+                if self.slots.get(at) != slot {
+                    self.slots.set(at, slot);
+                    self.writes += 1;
+                }
+            }
+            return Ok(());
+        }
+        self.writes += u64::from(count) + 1;
         let window = if count == 0 {
             Window { first: 0, count }
         } else {
@@ -255,6 +286,16 @@ impl Kernel {
         (self.active.word(index, BOTH_WORD).load(Ordering::Relaxed) as u32 as i32).into()
     }
 
+    /// Attempts to reach a backend that failed since the last one that did not, of all rungs.
+    pub fn failing(&self, backend: u32) -> u32 {
+        self.active.word(backend, FAILING_WORD).load(Ordering::Relaxed).min(u32::MAX.into()) as u32
+    }
+
+    /// Counts one more.
+    pub fn count_failing(&self, backend: u32) {
+        self.active.word(backend, FAILING_WORD).fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Corrects that number.
     pub fn correct_active(&self, index: u32, by: i64) {
         self.active.word(index, BOTH_WORD).fetch_add(by as u64, Ordering::Relaxed);
@@ -306,7 +347,9 @@ impl Kernel {
             let window = self.clusters.get(index);
             if window.count > 0 {
                 let slots = window.first..window.first.saturating_add(window.count).min(self.slots.len());
-                contents.slots.insert(index, slots.map(|slot| self.slots.get(slot)).collect());
+                contents
+                    .slots
+                    .insert(index, slots.map(|slot| self.slots.get(slot)).collect::<Vec<_>>().into());
             }
         }
         Ok(())

@@ -32,6 +32,8 @@ pub struct Limits {
     pub services: HashMap<u32, ServiceLimits>,
     /// By backend index: how long it has to answer a SYN.
     pub connect_timeouts: HashMap<u32, Duration>,
+    /// By backend index: its connections that were opened before that are over. Nanoseconds of `CLOCK_MONOTONIC`.
+    pub cuts: HashMap<u32, u64>,
     /// Since when there was no sweep: lines of the access log in between are due if their time has come since then.
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub last: u64,
@@ -57,6 +59,8 @@ pub enum Found {
     Idle,
     /// Open for as long as may be; taken out.
     TooOld,
+    /// Its backend is not to have it any more; taken out.
+    Cut,
     /// The last backend that could be tried has not answered in time; taken out.
     Unanswered,
     /// The client has stopped trying before all backends were tried that could be; taken out.
@@ -295,6 +299,9 @@ impl Limits {
         if silent > self.idle_timeout(service) {
             return Some(End::As(Found::Idle));
         }
+        if self.cuts.get(&flow.backend.into()).is_some_and(|cut| flow.opened_at() < *cut) {
+            return Some(End::As(Found::Cut));
+        }
         let age = self.services.get(&service)?.age?;
         (now.saturating_sub(flow.opened_at()) > age.as_nanos() as u64).then_some(End::As(Found::TooOld))
     }
@@ -451,6 +458,7 @@ mod tests {
         Limits {
             services: [(1, service)].into(),
             connect_timeouts: [(1, Duration::from_secs(5)), (2, Duration::from_secs(5))].into(),
+            cuts: HashMap::new(),
             last: 0,
         }
     }

@@ -2,10 +2,12 @@
 //! observed comes in as data.
 
 mod hops;
+mod slots;
 mod snat;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -19,13 +21,15 @@ use lb_common::tables::{
 };
 use lb_common::{V4, V6};
 
+pub use slots::{Slots, slots};
 pub use snat::snat_ports;
 
-use crate::datapath::contents::Contents;
-use crate::endpoints::Endpoints;
+use crate::datapath::contents::{Contents, Step};
+use crate::endpoints::{Endpoints, Member};
 use crate::ids::Ids;
 use crate::model::{Cluster, Config, Discovery, DnsFamily, LbPolicy, Listener};
 use crate::net::{RouteTo, Snapshot};
+use crate::selection::mix;
 use snat::SnatAddresses;
 
 /// What a next hop leads to: its index stays while the route to there changes, so flows follow the route.
@@ -115,7 +119,12 @@ pub fn served_addresses(network: &Snapshot, address: SocketAddr) -> Vec<IpAddr> 
 }
 
 /// What the maps should hold.
-pub fn contents(config: &Config, observed: &Observed<'_>, indices: &mut Indices) -> Result<Contents> {
+pub fn contents(
+    config: &Config,
+    observed: &Observed<'_>,
+    indices: &mut Indices,
+    slots: &mut Slots,
+) -> Result<Contents> {
     let mut contents =
         Contents { devices: observed.devices.keys().copied().collect(), ..Contents::default() };
     contents.snat_ports = observed.snat_ports.iter().map(|port| port.to_be()).collect();
@@ -135,20 +144,18 @@ pub fn contents(config: &Config, observed: &Observed<'_>, indices: &mut Indices)
         if let Some(limit) = cluster.max_connections {
             contents.limits.insert(window(index, false), limit.into());
         }
-        let candidates = candidates(cluster, index, observed, indices);
-        add_slots(index, &[(cluster, 1, candidates)], cluster.lb_policy, &mut contents);
+        let shares = [(cluster, 1, candidates(cluster, index, observed.endpoints, indices))];
+        let windows = windows(index, &shares, cluster.lb_policy, &contents.backends, slots);
+        contents.slots.extend(windows);
     }
     for listener in &config.listeners {
         let cluster = cluster_index(&window_name(listener), indices)?;
         let shares = shares(config, listener)?;
         let lb_policy = common_policy(&shares);
         if shares.len() > 1 {
-            let mut mixed = Vec::new();
-            for &(of, weight) in &shares {
-                let index = cluster_index(&of.name, indices)?;
-                mixed.push((of, weight, candidates(of, index, observed, indices)));
-            }
-            add_slots(cluster, &mixed, lb_policy, &mut contents);
+            let mixed = mixed(&shares, observed.endpoints, indices)?;
+            let windows = windows(cluster, &mixed, lb_policy, &contents.backends, slots);
+            contents.slots.extend(windows);
         }
         let attempts = listener.connect_attempts.unwrap_or(shares[0].0.connect_attempts);
         // The window of IPv6 exists only where it differs.
@@ -180,6 +187,54 @@ pub fn contents(config: &Config, observed: &Observed<'_>, indices: &mut Indices)
         }
     }
     Ok(contents)
+}
+
+/// The steps by which the maps follow another choice of the endpoints of a cluster, of which `now` holds all: a part of what
+/// [`contents`] would lead to. `None`: it takes all of that.
+pub fn choice(
+    config: &Config,
+    cluster: &Cluster,
+    endpoints: &Endpoints,
+    indices: &mut Indices,
+    slots: &mut Slots,
+    now: &Contents,
+) -> Result<Option<Vec<Step>>> {
+    let mut steps = Vec::new();
+    for (address, member) in endpoints.of(&cluster.name) {
+        let Some(index) = indices.backend(&cluster.name, address) else { return Ok(None) };
+        let Some(&old) = now.backends.get(&index) else { return Ok(None) };
+        let flags = old.flags & !backend::OUT | out_flag(member);
+        if flags != old.flags {
+            steps.push(Step::Backend(index, Some(Backend { flags, ..old })));
+        }
+    }
+    let index = cluster_index(&cluster.name, indices)?;
+    let shares = [(cluster, 1, candidates(cluster, index, endpoints, indices))];
+    let mut all = vec![(index, windows(index, &shares, cluster.lb_policy, &now.backends, slots))];
+    let mixing = config.listeners.iter().filter(|listener| {
+        listener.clusters.len() > 1 && listener.clusters.iter().any(|share| share.name == cluster.name)
+    });
+    for listener in mixing {
+        let index = cluster_index(&window_name(listener), indices)?;
+        let shares = self::shares(config, listener)?;
+        let mixed = mixed(&shares, endpoints, indices)?;
+        all.push((index, windows(index, &mixed, common_policy(&shares), &now.backends, slots)));
+    }
+    for (index, windows) in all {
+        // Services refer to the window of IPv6 where there is one.
+        let split = now.slots.contains_key(&window(index, true));
+        if split != (windows.len() > 1) {
+            return Ok(None);
+        }
+        let changed = windows.into_iter().filter(|(index, slots)| now.slots.get(index) != Some(slots));
+        steps.extend(changed.map(|(index, slots)| Step::Slots(index, slots)));
+    }
+    Ok(Some(steps))
+}
+
+/// [`backend::OUT`] or not.
+fn out_flag(member: &Member) -> u16 {
+    if member.share.is_none() { backend::OUT } else { 0 }
 }
 
 fn cluster_index(name: &String, indices: &mut Indices) -> Result<u32> {
@@ -218,14 +273,6 @@ fn policy_number(policy: LbPolicy) -> u32 {
     }
 }
 
-/// The slots of a cluster, in the order of its policy, of whatever stands for its backends.
-pub fn slots(policy: LbPolicy, candidates: &[Candidate]) -> Vec<u32> {
-    match policy {
-        LbPolicy::RoundRobin | LbPolicy::Random | LbPolicy::LeastRequest => maglev::order(candidates),
-        LbPolicy::Maglev | LbPolicy::SourceIp => maglev::table(candidates),
-    }
-}
-
 /// Whether clients of the two families get different backends of a cluster.
 fn is_split(cluster: &Cluster, mut families: impl Iterator<Item = bool>) -> bool {
     let Discovery::StrictDns(dns) = &cluster.discovery else { return false };
@@ -249,71 +296,56 @@ pub fn for_clients_of(
 }
 
 /// The endpoints of a cluster that take new connections.
-fn candidates(cluster: &Cluster, index: u32, observed: &Observed<'_>, indices: &Indices) -> Vec<Candidate> {
-    observed
-        .endpoints
+fn candidates(cluster: &Cluster, index: u32, endpoints: &Endpoints, indices: &Indices) -> Vec<Candidate> {
+    endpoints
         .active(&cluster.name)
-        .filter_map(|endpoint| {
+        .filter_map(|(address, weight)| {
             Some(Candidate {
-                index: indices.backends.find(&(index, endpoint.address))?,
-                identity: maglev::identity(words(endpoint.address.ip()), endpoint.address.port()),
-                weight: endpoint.weight,
+                index: indices.backends.find(&(index, address))?,
+                identity: maglev::identity(words(address.ip()), address.port()),
+                weight,
             })
         })
         .collect()
 }
 
-/// The slots of the backends of clusters, which share the connections by the weights that stand with them.
-fn add_slots(
+/// Clusters of a listener, each with its weight and its candidates.
+fn mixed<'c>(
+    shares: &[(&'c Cluster, u32)],
+    endpoints: &Endpoints,
+    indices: &mut Indices,
+) -> Result<Vec<(&'c Cluster, u32, Vec<Candidate>)>> {
+    let mut mixed = Vec::new();
+    for &(of, weight) in shares {
+        let index = cluster_index(&of.name, indices)?;
+        mixed.push((of, weight, candidates(of, index, endpoints, indices)));
+    }
+    Ok(mixed)
+}
+
+/// The windows of a cluster or a listener: slots of the backends of clusters, which share the connections by the weights
+/// that stand with them.
+fn windows(
     index: u32,
     shares: &[(&Cluster, u32, Vec<Candidate>)],
     policy: LbPolicy,
-    contents: &mut Contents,
-) {
-    let is_v6 = |candidate: &Candidate| contents.backends[&candidate.index].flags & backend::V6 != 0;
+    backends: &BTreeMap<u32, Backend>,
+    slots: &mut Slots,
+) -> Vec<(u32, Arc<[u32]>)> {
+    let is_v6 = |candidate: &Candidate| backends[&candidate.index].flags & backend::V6 != 0;
     let split = shares.iter().any(|(cluster, _, candidates)| is_split(cluster, candidates.iter().map(is_v6)));
-    let windows: Vec<(u32, Vec<u32>)> = [false, true]
-        .into_iter()
-        .filter(|&v6| split || !v6)
+    let families = [false, true].into_iter().filter(|&v6| split || !v6);
+    families
         .map(|v6| {
             let of_family = shares.iter().map(|(cluster, weight, candidates)| {
-                (*weight, for_clients_of(cluster, candidates, v6, is_v6))
+                let candidates = for_clients_of(cluster, candidates, v6, is_v6);
+                (*weight, candidates.into_iter().map(|candidate| (candidate, candidate.weight)).collect())
             });
-            (window(index, v6), slots(policy, &mix(of_family.collect())))
+            let mixed = mix(of_family.collect());
+            let candidates = mixed.into_iter().map(|(candidate, weight)| Candidate { weight, ..candidate });
+            (window(index, v6), slots.get(window(index, v6), policy, candidates.collect()))
         })
-        .collect();
-    contents.slots.extend(windows);
-}
-
-/// The candidates of all shares, weighted so that each share has its weight, however many it has. A share without any
-/// leaves the connections to the others.
-pub fn mix(shares: Vec<(u32, Vec<Candidate>)>) -> Vec<Candidate> {
-    /// What the weights of a mixture add up to: so much for each candidate, within bounds.
-    const FOR_EACH: u64 = 100;
-    const MOST: u64 = 50_000;
-    if shares.len() == 1 {
-        return shares.into_iter().flat_map(|(_, candidates)| candidates).collect();
-    }
-    let used = shares.iter().filter(|(_, candidates)| !candidates.is_empty());
-    let all: u64 = used.map(|(weight, _)| u64::from(*weight)).sum();
-    let count: usize = shares.iter().map(|(_, candidates)| candidates.len()).sum();
-    let total = (FOR_EACH * count as u64).clamp(1_000, MOST);
-    let mut mixed = Vec::new();
-    for (weight, candidates) in shares {
-        let share = (total * u64::from(weight) / all.max(1)).max(1);
-        let sum: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
-        // Rounded so that they add up to the share; some of very many in a small one have none.
-        let (mut before, mut given) = (0, 0);
-        for candidate in candidates {
-            before += u64::from(candidate.weight);
-            let weight = share * before / sum - given;
-            given += weight;
-            if weight > 0 {
-                mixed.push(Candidate { weight: weight as u32, ..candidate });
-            }
-        }
-    }
-    mixed
+        .collect()
 }
 
 /// Entries for all endpoints, also those that drain: their flows follow route and neighbour like all others.
@@ -338,20 +370,18 @@ fn add_backends_from(
     addresses: &mut Vec<[u32; 4]>,
 ) -> Result<()> {
     let mut snat = SnatAddresses::new(config, addresses)?;
-    for ((name, address), _) in observed.endpoints.iter() {
-        let cluster = match name.as_str() {
-            // What an earlier agent left.
-            "" => 0,
-            name => {
-                let index = indices.clusters.get(&name.to_owned());
-                index.with_context(|| format!("more than {} clusters", MAX_CLUSTERS / 2 - 1))?
-            }
-        };
+    let mut last = ("", 0);
+    for (name, address, member) in observed.endpoints.iter() {
+        // The empty name: what an earlier agent left.
+        if name != last.0 {
+            last = (name, cluster_index(&name.to_owned(), indices)?);
+        }
         let id = indices
             .backends
-            .get(&(cluster, *address))
+            .get(&(last.1, address))
             .with_context(|| format!("more than {} backends", MAX_BACKENDS - 1))?;
-        let backend = backend_entry(cluster, *address, observed, indices, &mut snat, contents)?;
+        let mut backend = backend_entry(last.1, address, observed, indices, &mut snat, contents)?;
+        backend.flags |= out_flag(member);
         contents.backends.insert(id, backend);
     }
     Ok(())
@@ -396,52 +426,4 @@ fn backend_entry(
     (entry.snat_first, entry.snat_count) = snat.window(observed.network.stable_source(path.source))?;
     contents.hops.insert(entry.hop, hop);
     Ok(entry)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn candidates(first: u32, weights: &[u32]) -> Vec<Candidate> {
-        let of = |(at, &weight): (usize, &u32)| Candidate { index: first + at as u32, identity: 0, weight };
-        weights.iter().enumerate().map(of).collect()
-    }
-
-    fn sum(mixed: &[Candidate], indices: std::ops::Range<u32>) -> u64 {
-        mixed.iter().filter(|of| indices.contains(&of.index)).map(|of| u64::from(of.weight)).sum()
-    }
-
-    #[test]
-    fn shares_have_their_weights_however_many_they_have() {
-        for (many, few, weights) in
-            [(1, 1, (1, 3)), (500, 1, (1, 99)), (2_000, 2_000, (90, 10)), (3, 0, (1, 9))]
-        {
-            let shares = vec![
-                (weights.0, candidates(0, &vec![1; many])),
-                (weights.1, candidates(10_000, &vec![1; few])),
-            ];
-            let mixed = mix(shares);
-            let (first, second) = (sum(&mixed, 0..10_000), sum(&mixed, 10_000..20_000));
-            if few == 0 {
-                assert_eq!(second, 0);
-                continue;
-            }
-            let share = first as f64 / (first + second) as f64;
-            let wanted = f64::from(weights.0) / f64::from(weights.0 + weights.1);
-            assert!((share - wanted).abs() < 0.002, "{share} instead of {wanted}");
-        }
-    }
-
-    #[test]
-    fn within_a_share_weights_hold() {
-        let mixed = mix(vec![(1, candidates(0, &[1, 3])), (1, candidates(10, &[1]))]);
-        assert_eq!(sum(&mixed, 1..2), 3 * sum(&mixed, 0..1));
-        assert_eq!(sum(&mixed, 0..2), sum(&mixed, 10..11));
-    }
-
-    #[test]
-    fn one_share_is_left_as_it_is() {
-        let alone = candidates(0, &[1, 200]);
-        assert_eq!(mix(vec![(7, alone.clone())]), alone);
-    }
 }

@@ -20,6 +20,20 @@ pub struct Event {
     pub why: String,
 }
 
+impl Event {
+    /// One that happens now.
+    pub fn now(cluster: &str, endpoint: Option<SocketAddr>, from: &str, to: &str, why: &str) -> Self {
+        Self {
+            at: SystemTime::now(),
+            cluster: cluster.to_owned(),
+            endpoint,
+            from: from.to_owned(),
+            to: to.to_owned(),
+            why: why.to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cluster, from, to, why, .. } = self;

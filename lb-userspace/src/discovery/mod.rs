@@ -42,9 +42,6 @@ const PORT: u16 = 53;
 /// Hosts of a cluster that are asked for at a time.
 const CONCURRENT_HOSTS: usize = 8;
 
-/// Endpoint events of one update that are logged one by one.
-const LOGGED_ENDPOINTS: usize = 16;
-
 /// What happened to a cluster.
 #[derive(Clone, Debug)]
 pub struct Update {
@@ -299,7 +296,7 @@ impl Discovery {
             why: transition.why,
         });
         let events: Vec<Event> = events.collect();
-        log_events(cluster, &events);
+        log_own(&events);
         let update =
             Update { cluster: cluster.to_owned(), endpoints_changed: step.endpoints_changed, events };
         self.updates.push_back(update);
@@ -387,16 +384,9 @@ fn unanswered(question: &Question) -> (usize, HostAnswer) {
     (question.index, HostAnswer { v4: of(question.families.v4), v6: of(question.families.v6), name: None })
 }
 
-fn log_events(cluster: &str, events: &[Event]) {
-    let (endpoints, own): (Vec<&Event>, Vec<&Event>) =
-        events.iter().partition(|event| event.endpoint.is_some());
-    for event in own {
+/// Those of endpoints are logged by who knows what else there is to them.
+fn log_own(events: &[Event]) {
+    for event in events.iter().filter(|event| event.endpoint.is_none()) {
         if event.to == Phase::Resolved.as_str() { log::info!("{event}") } else { log::warn!("{event}") }
-    }
-    for event in endpoints.iter().take(LOGGED_ENDPOINTS) {
-        log::info!("{event}");
-    }
-    if endpoints.len() > LOGGED_ENDPOINTS {
-        log::info!("cluster {cluster}: {} more endpoints changed", endpoints.len() - LOGGED_ENDPOINTS);
     }
 }

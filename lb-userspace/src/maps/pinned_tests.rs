@@ -36,7 +36,7 @@ fn fill(kernel: &mut Kernel, pins: &Pins, host: &HostTables) {
     let service = ServiceKey { address: address("10.0.0.1"), port: 80u16.to_be(), protocol: [6, 0] };
     let mut steps = vec![
         Step::Device(1, true),
-        Step::Slots(0, host.slots[16..].to_vec()),
+        Step::Slots(0, host.slots[16..].into()),
         Step::Route4((address("10.0.0.0"), 24), Some(1)),
         Step::SnatAddress(0, host.snat_addresses[0]),
         Step::SnatPorts(host.snat_ports.clone()),

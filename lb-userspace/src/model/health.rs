@@ -33,18 +33,18 @@ pub struct Jitter {
     pub percent: u32,
 }
 
-/// Intervals instead of [`HealthCheck::interval`] in certain states; `None`: that one.
+/// Intervals instead of [`HealthCheck::interval`] in certain states; `None`: that one, unless it is said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
     /// For as long as the cluster has never had a connection.
     pub no_traffic: Option<Duration>,
-    /// The same, of a healthy endpoint.
+    /// The same, of a healthy endpoint; `None`: as `no_traffic`.
     pub no_traffic_healthy: Option<Duration>,
     /// While it is unhealthy.
     pub unhealthy: Option<Duration>,
-    /// While it is healthy, after the first failure in a row.
+    /// While it is healthy, after failures that are not enough to change that; `None`: as `unhealthy`.
     pub unhealthy_edge: Option<Duration>,
-    /// While it is unhealthy, after the first success in a row.
+    /// While it is unhealthy, after successes that are not enough to change that.
     pub healthy_edge: Option<Duration>,
 }
 

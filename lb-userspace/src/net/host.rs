@@ -168,6 +168,11 @@ fn sysctl_name(link: &str) -> String {
     link.replace('.', "/")
 }
 
+/// The node's name, as uname(2) has it.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

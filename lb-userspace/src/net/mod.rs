@@ -34,7 +34,7 @@ mod namespace_tests;
 
 pub use dump::{neighbours, snapshot};
 pub use ethtool::{driver, rx_vlan_offload};
-pub use host::{Finding, findings};
+pub use host::{Finding, findings, host_name};
 pub use neighbour::{Resolution, probe, resolve, unmanage};
 pub use ports::{local_port_range, reserved_ports};
 pub use reset::{Reset, Resets};

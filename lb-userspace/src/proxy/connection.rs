@@ -67,6 +67,11 @@ async fn carry(
                 record.local_close = Some(reason::MAX_DURATION);
             })
         }
+        End::Cut => {
+            reset(&client);
+            reset(backend);
+            (Counter::Drained, |record| record.local_close = Some(reason::DRAINED))
+        }
         End::ClientReset => {
             reset(backend);
             (Counter::ClientReset, client_reset)
@@ -139,6 +144,7 @@ async fn connect(
         let began = Instant::now();
         match connect_to(&backend, cluster.connect_timeout()).await {
             Ok((stream, upstream)) => {
+                backend.open.attempt_succeeded();
                 flow.established(upstream);
                 return Ok(Upward { stream, _connected: Connected::new(backend), _admitted: admitted });
             }
@@ -147,6 +153,7 @@ async fn connect(
                 // What failed on this node says nothing about the backend.
                 if why != Counter::ConnectError {
                     backend.stats.failed(why == Counter::ConnectTimeout);
+                    backend.open.attempt_failed();
                 }
                 flow.failed(match why {
                     Counter::ConnectRefused => Some(reason::REFUSED),

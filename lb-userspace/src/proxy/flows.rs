@@ -66,6 +66,8 @@ pub(super) struct Flow {
     settled: OnceLock<Duration>,
     upstream: OnceLock<Upstream>,
     closing: AtomicBool,
+    /// The agent wants it to end.
+    cut: Notify,
     /// When a byte last moved, in nanoseconds since `started`.
     moved: AtomicU64,
 }
@@ -145,6 +147,11 @@ impl Flow {
         }
     }
 
+    /// Resolves once it is to be reset, see [`super::Proxy::cut`].
+    pub(super) async fn cut(&self) {
+        self.cut.notified().await;
+    }
+
     pub(super) fn closing(&self) {
         self.closing.store(true, Relaxed);
     }
@@ -212,6 +219,7 @@ impl FlowTable {
             settled: OnceLock::new(),
             upstream: OnceLock::new(),
             closing: AtomicBool::new(false),
+            cut: Notify::new(),
             moved: AtomicU64::new(0),
         });
         slots.flows.insert(id, Arc::clone(&flow));
@@ -224,6 +232,17 @@ impl FlowTable {
 
     pub(super) fn snapshot(&self) -> Vec<ProxiedFlow> {
         self.slots().flows.values().map(|flow| flow.snapshot()).collect()
+    }
+
+    /// Has the connections to a backend end that are older than that.
+    pub(super) fn cut(&self, cluster: &str, backend: SocketAddr, before: Instant) {
+        for flow in self.slots().flows.values() {
+            let is_of = flow.cluster.get().is_some_and(|of| **of == *cluster)
+                && flow.upstream.get().is_some_and(|upstream| upstream.backend == backend);
+            if is_of && flow.started < before {
+                flow.cut.notify_one();
+            }
+        }
     }
 
     pub(super) fn records(&self) -> Vec<Record> {

@@ -4,7 +4,8 @@
 //! accepted, a backend is chosen and connected to ([`Balancer`]; another one on failure, while attempts
 //! remain), and bytes are moved by splice(2) without a copy through this process. What TCP says at one end is
 //! said at the other: a FIN is passed on alone, the other direction goes on; a reset becomes a reset. A client
-//! for whom no backend can be had is reset, and so are both ends of a connection that has been idle or open for too long.
+//! for whom no backend can be had is reset, and so are both ends of a connection that has been idle or open for too long, or
+//! whose backend has drained for too long.
 //!
 //! An idle connection costs two descriptors; the two of a pipe come on top of it for a direction that is
 //! moving bytes just then. The caller raises `RLIMIT_NOFILE`. It also leaves `SIGPIPE` ignored, as Rust's
@@ -25,7 +26,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use backend::{Backend, BackendStats, BackendTotals, Balancer};
 pub use bind::{BindError, BindReason};
@@ -165,6 +166,11 @@ impl Proxy {
     /// The open connections, in no particular order.
     pub fn flows(&self) -> Vec<ProxiedFlow> {
         self.shared.flows.snapshot()
+    }
+
+    /// Resets both ends of the connections to a backend of a cluster that were accepted before that.
+    pub fn cut(&self, cluster: &str, backend: SocketAddr, before: Instant) {
+        self.shared.flows.cut(cluster, backend, before);
     }
 
     /// The open connections as they are now, for lines of the access log in between.

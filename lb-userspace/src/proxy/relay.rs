@@ -34,6 +34,8 @@ pub(super) enum End {
     Idle,
     /// It has been open for as long as it may.
     TooLong,
+    /// Its backend is not to have it any more.
+    Cut,
     ClientReset,
     BackendReset,
 }
@@ -50,6 +52,7 @@ pub(super) async fn relay(
     let mut outward = pin!(pump(backend, client, flow, &flow.bytes_out, tally));
     let mut idle = pin!(idle(flow, limits.idle_timeout));
     let mut too_long = pin!(too_long(flow, limits.max_connection_duration));
+    let mut cut = pin!(flow.cut());
     let (mut inward_ended, mut outward_ended) = (false, false);
     // Set when an end turned out broken on a write: what it had sent before is still to be delivered.
     let mut broken = None;
@@ -71,6 +74,7 @@ pub(super) async fn relay(
             () = errored(backend), if outward_ended && broken.is_none() => return End::BackendReset,
             () = &mut too_long => return broken.unwrap_or(End::TooLong),
             () = &mut idle => return broken.unwrap_or(End::Idle),
+            () = &mut cut => return broken.unwrap_or(End::Cut),
         };
         flow.closing();
         match result {

@@ -20,6 +20,8 @@ pub enum Counter {
     BackendReset,
     /// Reset since it was open for the listener's longest time.
     MaxDuration,
+    /// Reset since its backend has drained for as long as it may, or is unfit.
+    Drained,
     /// The client was reset: the cluster had as many connections as it may have.
     Overflow,
     /// Reset since no byte has moved for the listener's idle timeout.
@@ -41,13 +43,14 @@ pub enum Counter {
 }
 
 impl Counter {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Accepted,
         Self::AcceptError,
         Self::Closed,
         Self::ClientReset,
         Self::BackendReset,
         Self::MaxDuration,
+        Self::Drained,
         Self::Overflow,
         Self::IdleTimeout,
         Self::ClientGone,
@@ -68,6 +71,7 @@ impl Counter {
             Self::ClientReset => "client_reset",
             Self::BackendReset => "backend_reset",
             Self::MaxDuration => "max_duration",
+            Self::Drained => "drained",
             Self::Overflow => "overflow",
             Self::IdleTimeout => "idle_timeout",
             Self::ClientGone => "client_gone",

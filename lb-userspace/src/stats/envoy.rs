@@ -157,8 +157,17 @@ fn outlier_detection(stats: &mut Stats, scope: &Scope, of: &OutlierDetectionView
     stats.gauge(scope, "ejections_active", of.ejections_enforced_total > 0, of.ejections_active);
     stats.counter(scope, "ejections_enforced_total", of.ejections_enforced_total);
     stats.counter(scope, "ejections_overflow", of.ejections_overflow);
-    stats.counter(scope, "ejections_detected_consecutive_5xx", of.ejections_detected_consecutive_5xx);
-    stats.counter(scope, "ejections_enforced_consecutive_5xx", of.ejections_enforced_consecutive_5xx);
+    let causes = [
+        // Which name Envoy has for failed connections depends on split_external_local_origin_errors.
+        ("consecutive_5xx", of.consecutive_local_origin_failure),
+        ("consecutive_local_origin_failure", of.consecutive_local_origin_failure),
+        ("local_origin_success_rate", of.local_origin_success_rate),
+        ("local_origin_failure_percentage", of.local_origin_failure_percentage),
+    ];
+    for (cause, (detected, enforced)) in causes {
+        stats.counter(scope, &format!("ejections_detected_{cause}"), detected);
+        stats.counter(scope, &format!("ejections_enforced_{cause}"), enforced);
+    }
 }
 
 impl ClusterView {

@@ -130,6 +130,11 @@ pub(super) fn metrics(view: &View) -> Vec<Metric> {
         of.access_log_dropped.map(|count| sample([], count)),
     );
     metrics.gauge(
+        "headgate_cluster_panic",
+        "1 while so few endpoints of the cluster are healthy that all are used.",
+        of.panic.iter().map(|of| sample([("cluster", &of.cluster)], of.panic.into())),
+    );
+    metrics.gauge(
         "headgate_agent_resident_memory_bytes",
         "Resident memory of the agent, the proxy in it.",
         view.server.memory_physical_size.map(|bytes| sample([], bytes)),

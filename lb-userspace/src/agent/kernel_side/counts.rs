@@ -49,6 +49,7 @@ impl KernelSide {
     /// Counts a last attempt that was not answered in time.
     pub fn count_unanswered(&mut self, backend: u32) {
         *self.unanswered.entry(backend).or_default() += 1;
+        self.kernel.count_failing(backend);
     }
 
     /// Flows that were opened to a backend, and attempts that failed, since it has its index.

@@ -19,16 +19,16 @@ use crate::agent::accounts::KernelTotals;
 use crate::agent::adopt::adopt;
 use crate::agent::interfaces::Interfaces;
 use crate::agent::trials::Trials;
-use crate::datapath::contents::{Contents, plan};
+use crate::datapath::contents::{Contents, Step, plan};
 use crate::datapath::drift::Drift;
 use crate::datapath::kernel::{Kernel, monotonic_now};
 use crate::datapath::object::{self, Loaded, Pins};
 use crate::datapath::resize::{resize, resume};
 use crate::datapath::sweep::{Limits, Usage};
 use crate::datapath::{attach, bpffs};
-use crate::desired::{self, Indices, Observed};
-use crate::endpoints::{Endpoints, Name};
-use crate::model::{Config, Mode};
+use crate::desired::{self, Indices, Observed, Slots};
+use crate::endpoints::{Endpoints, State};
+use crate::model::{Cluster, Config, Mode};
 use crate::moved::MovedRoutes;
 use crate::net::{self, Link, NeighbourState, RouteTo, Snapshot};
 
@@ -57,6 +57,7 @@ pub struct KernelSide {
     devices: BTreeMap<u32, bool>,
     neighbours: Neighbours,
     indices: Indices,
+    slots: Slots,
     contents: Contents,
     moved: MovedRoutes,
     /// What the flows referred to at the last sweep.
@@ -129,6 +130,7 @@ impl KernelSide {
             devices: BTreeMap::new(),
             neighbours: Neighbours::default(),
             indices,
+            slots: Slots::default(),
             contents,
             moved,
             usage: Usage::default(),
@@ -181,16 +183,43 @@ impl KernelSide {
             draining: self.draining,
         };
         self.dirty = true;
-        let mut contents = desired::contents(config, &observed, &mut self.indices)?;
+        let mut contents = desired::contents(config, &observed, &mut self.indices, &mut self.slots)?;
         self.keep_what_flows_need(&mut contents);
         self.moved.mark(&self.contents, &mut contents, monotonic_now());
-        for step in plan(&self.contents, &contents) {
+        self.apply(plan(&self.contents, &contents))?;
+        self.dirty = false;
+        self.slots.retain(|window| contents.slots.contains_key(&window));
+        self.name_all();
+        Ok(())
+    }
+
+    /// Follows another choice of a cluster's endpoints: writes what depends on it alone.
+    pub fn update_choice(
+        &mut self,
+        config: &Config,
+        cluster: &Cluster,
+        endpoints: &Endpoints,
+        network: &Snapshot,
+    ) -> Result<()> {
+        let steps =
+            desired::choice(config, cluster, endpoints, &mut self.indices, &mut self.slots, &self.contents)?;
+        match steps {
+            Some(steps) if !self.dirty => {
+                self.dirty = true;
+                self.apply(steps)?;
+                self.dirty = false;
+                Ok(())
+            }
+            _ => self.update_maps(config, endpoints, network),
+        }
+    }
+
+    fn apply(&mut self, steps: Vec<Step>) -> Result<()> {
+        for step in steps {
             log::debug!("{step:?}");
             self.kernel.apply(&step).with_context(|| format!("applying {step:?}"))?;
             self.contents.record(step);
         }
-        self.dirty = false;
-        self.name_all();
         Ok(())
     }
 
@@ -243,9 +272,15 @@ impl KernelSide {
         Ok(())
     }
 
-    /// Takes no new flows from here on.
-    pub fn drain(&mut self, config: &Config, endpoints: &Endpoints, network: &Snapshot) -> Result<()> {
-        self.draining = true;
+    /// Whether new flows are left to the proxy from here on.
+    pub fn set_draining(
+        &mut self,
+        draining: bool,
+        config: &Config,
+        endpoints: &Endpoints,
+        network: &Snapshot,
+    ) -> Result<()> {
+        self.draining = draining;
         self.update_maps(config, endpoints, network)
     }
 
@@ -275,13 +310,13 @@ impl KernelSide {
     }
 
     /// Index of an endpoint's backend in the maps.
-    pub fn backend_index(&self, (cluster, address): &Name) -> Option<u32> {
-        self.indices.backend(cluster, *address)
+    pub fn backend_index(&self, cluster: &str, address: SocketAddr) -> Option<u32> {
+        self.indices.backend(cluster, address)
     }
 
     /// Whether an endpoint has kernel flows that are open, as of the last sweep.
-    pub fn has_open_flows(&self, name: &Name) -> bool {
-        self.backend_index(name).is_some_and(|index| self.usage.has_open_flows(index))
+    pub fn has_open_flows(&self, cluster: &str, address: SocketAddr) -> bool {
+        self.backend_index(cluster, address).is_some_and(|index| self.usage.has_open_flows(index))
     }
 
     /// What stands for a listener in the maps.
@@ -313,7 +348,7 @@ impl KernelSide {
     }
 
     async fn find_paths(&mut self, endpoints: &Endpoints, network: &Snapshot) {
-        let backends: BTreeSet<IpAddr> = endpoints.iter().map(|((_, address), _)| address.ip()).collect();
+        let backends: BTreeSet<IpAddr> = endpoints.iter().map(|(_, address, _)| address.ip()).collect();
         let mut paths = HashMap::new();
         let mut neighbours = BTreeSet::new();
         for address in backends {
@@ -382,8 +417,8 @@ impl KernelSide {
 
     /// Begins to find out of endpoints, where that is not known, where the node's own connections to them go.
     fn try_endpoints(&mut self, endpoints: &Endpoints) {
-        let active = endpoints.iter().filter(|(_, member)| member.draining.is_none());
-        let active: BTreeSet<SocketAddr> = active.map(|((_, address), _)| *address).collect();
+        let active = endpoints.iter().filter(|(.., member)| member.state() != State::Draining);
+        let active: BTreeSet<SocketAddr> = active.map(|(_, address, _)| address).collect();
         let paths = &self.paths;
         self.trials.start(&active, |address| matches!(paths.get(&address.ip()), Some(RouteTo::Via(_))));
     }

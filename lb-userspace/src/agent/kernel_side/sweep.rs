@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -27,15 +27,17 @@ pub struct Swept {
 }
 
 impl KernelSide {
-    /// Takes ended flows out, finds those that have reached a limit, and finds out what the others need. What it has
-    /// `found` is taken out also where it fails later on.
+    /// Takes ended flows out, finds those that have reached a limit, and finds out what the others need. Those that are older
+    /// than `node_cut` end then. What it has `found` is taken out also where it fails later on.
     pub fn sweep(
         &mut self,
         config: &Config,
         endpoints: &Endpoints,
+        node_cut: Option<Instant>,
         found: &mut Vec<(Found, KernelConnection)>,
     ) -> Result<Swept> {
         self.set_limits(config);
+        self.set_cuts(endpoints, node_cut);
         let now = monotonic_now();
         self.usage = {
             let route = route_to_client(&self.contents);
@@ -78,6 +80,16 @@ impl KernelSide {
         }
     }
 
+    fn set_cuts(&mut self, endpoints: &Endpoints, node_cut: Option<Instant>) {
+        let (now, clock) = (Instant::now(), monotonic_now());
+        let due = endpoints.iter().filter_map(|(cluster, address, member)| {
+            let cut = member.cut().into_iter().chain(node_cut).min().filter(|cut| *cut <= now)?;
+            let index = self.indices.backend(cluster, address)?;
+            Some((index, clock.saturating_sub((now - cut).as_nanos() as u64)))
+        });
+        self.limits.cuts = due.collect();
+    }
+
     /// Indices of what is neither wanted nor referred to by a flow are free again. Whether there were any.
     fn release_indices(&mut self, endpoints: &Endpoints) -> bool {
         let (usage, contents) = (&self.usage, &self.contents);
@@ -87,13 +99,13 @@ impl KernelSide {
         let served: HashSet<u32> =
             services4.chain(contents.services6.values().map(|service| service.id)).collect();
         let members: HashSet<u32> =
-            endpoints.iter().filter_map(|((of, at), _)| self.indices.backend(of, *at)).collect();
-        let addresses: HashSet<IpAddr> = endpoints.iter().map(|((_, address), _)| address.ip()).collect();
+            endpoints.iter().filter_map(|(of, at, _)| self.indices.backend(of, at)).collect();
+        let addresses: HashSet<IpAddr> = endpoints.iter().map(|(_, address, _)| address.ip()).collect();
         let routes: HashSet<u32> =
             contents.routes4.values().chain(contents.routes6.values()).copied().collect();
         let indices = &mut self.indices;
         // A cluster that is gone keeps its index for as long as something of it is left.
-        let left: HashSet<&str> = endpoints.iter().map(|((cluster, _), _)| cluster.as_str()).collect();
+        let left: HashSet<&str> = endpoints.iter().map(|(cluster, ..)| cluster).collect();
         let used = indices.backends.iter().filter(|(_, index)| usage.has_backend(*index));
         let used: HashSet<u32> = used.map(|(&(cluster, _), _)| cluster).collect();
         let clusters = indices.clusters.retain(|name, index| {

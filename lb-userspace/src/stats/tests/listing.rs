@@ -106,7 +106,13 @@ fn checks_and_ejections_have_envoys_names() {
          cluster.x.y.health_check.success: 0\n\
          cluster.x.y.outlier_detection.ejections_active: 0\n\
          cluster.x.y.outlier_detection.ejections_detected_consecutive_5xx: 0\n\
+         cluster.x.y.outlier_detection.ejections_detected_consecutive_local_origin_failure: 0\n\
+         cluster.x.y.outlier_detection.ejections_detected_local_origin_failure_percentage: 0\n\
+         cluster.x.y.outlier_detection.ejections_detected_local_origin_success_rate: 0\n\
          cluster.x.y.outlier_detection.ejections_enforced_consecutive_5xx: 0\n\
+         cluster.x.y.outlier_detection.ejections_enforced_consecutive_local_origin_failure: 0\n\
+         cluster.x.y.outlier_detection.ejections_enforced_local_origin_failure_percentage: 0\n\
+         cluster.x.y.outlier_detection.ejections_enforced_local_origin_success_rate: 0\n\
          cluster.x.y.outlier_detection.ejections_enforced_total: 0\n\
          cluster.x.y.outlier_detection.ejections_overflow: 0\n"
     );

@@ -237,6 +237,7 @@ fn headgate() -> HeadgateView {
         reloads_applied: 1,
         reloads_refused: 2,
         last_reload_success: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)),
+        panic: vec![PanicView { cluster: "web".into(), panic: true }],
         access_log_dropped: Some(0),
     }
 }

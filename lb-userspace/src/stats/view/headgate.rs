@@ -24,6 +24,14 @@ pub struct HeadgateView {
     /// Also the start of the agent counts.
     pub last_reload_success: Option<SystemTime>,
     pub access_log_dropped: Option<u64>,
+    pub panic: Vec<PanicView>,
+}
+
+/// Whether a cluster uses its endpoints whatever their health.
+#[derive(Clone, Debug, Default)]
+pub struct PanicView {
+    pub cluster: String,
+    pub panic: bool,
 }
 
 #[derive(Clone, Debug, Default)]

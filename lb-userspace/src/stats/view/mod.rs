@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::stats::histogram::HistogramSnapshot;
 
 pub use config::{ClusterConfig, ConfigView, DnsConfig, EndpointConfig, ListenerConfig};
-pub use headgate::{Counts, DnsView, FlowTableView, HeadgateView, RungView, SnatView};
+pub use headgate::{Counts, DnsView, FlowTableView, HeadgateView, PanicView, RungView, SnatView};
 
 /// Everything, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -211,8 +211,10 @@ pub struct OutlierDetectionView {
     pub ejections_active: u64,
     pub ejections_enforced_total: u64,
     pub ejections_overflow: u64,
-    pub ejections_detected_consecutive_5xx: u64,
-    pub ejections_enforced_consecutive_5xx: u64,
+    /// Detected and enforced, by cause.
+    pub consecutive_local_origin_failure: (u64, u64),
+    pub local_origin_success_rate: (u64, u64),
+    pub local_origin_failure_percentage: (u64, u64),
 }
 
 #[derive(Clone, Debug)]

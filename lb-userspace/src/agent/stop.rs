@@ -26,7 +26,7 @@ impl Agent {
     /// Stops: at once with `--leave-datapath`, else when the flows have ended, at the latest after the longest drain
     /// timeout. A second signal ends the waiting.
     pub(super) async fn stop(mut self, watch: &mut Watch, admin: AdminSocket) -> Result<()> {
-        self.draining = true;
+        self.stopping = true;
         self.unlink_counts();
         // From here on another agent may take the place.
         drop(admin);
@@ -37,7 +37,7 @@ impl Agent {
         }
         self.proxy.stop_listening();
         if let Some(kernel) = &mut self.kernel {
-            kernel.drain(&self.config, &self.endpoints, &self.network)?;
+            kernel.set_draining(true, &self.config, &self.endpoints, &self.network)?;
         }
         let timeout =
             self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max().unwrap_or_default();

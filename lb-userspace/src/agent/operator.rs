@@ -1,0 +1,238 @@
+//! What the operator wants drained: backends, or the node as a whole. It outlives the agent, but not the node's boot: it
+//! stands in a file of the run directory.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::Agent;
+use crate::endpoints::{Member, Name, Out, State};
+use crate::model::{Cluster, OnLeaving};
+
+/// Backends that an error lists.
+const LISTED: usize = 20;
+
+/// What is drained.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Drained {
+    backends: BTreeSet<Name>,
+    node: bool,
+}
+
+impl Drained {
+    /// What an earlier agent was told. Without a good file: nothing.
+    pub(super) fn read(run_dir: &Path) -> Self {
+        let Ok(text) = std::fs::read(file(run_dir)) else { return Self::default() };
+        serde_json::from_slice(&text).unwrap_or_else(|error| {
+            log::warn!("{}: {error}: nothing is drained", file(run_dir).display());
+            Self::default()
+        })
+    }
+
+    fn write(&self, run_dir: &Path) -> Result<()> {
+        let file = file(run_dir);
+        if *self == Self::default() {
+            return match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(error).with_context(|| format!("removing {}", file.display()))
+                }
+                _ => Ok(()),
+            };
+        }
+        let new = file.with_extension("new");
+        std::fs::write(&new, serde_json::to_vec(self)?)
+            .and_then(|()| std::fs::rename(&new, &file))
+            .with_context(|| format!("writing {}", file.display()))
+    }
+
+    /// Whether the node is to take no new connections.
+    pub(super) fn node(&self) -> bool {
+        self.node
+    }
+}
+
+fn file(run_dir: &Path) -> PathBuf {
+    run_dir.join("drained.json")
+}
+
+impl Agent {
+    /// `headgate drain`: what was done, for people.
+    pub(super) fn drain_backend(
+        &mut self,
+        address: SocketAddr,
+        cluster: Option<&str>,
+        force: bool,
+    ) -> Result<String> {
+        let now = Instant::now();
+        let clusters = self.clusters_with(address, cluster)?;
+        let mut told = Vec::new();
+        for cluster in &clusters {
+            if let Some(since) = self.member(cluster, address).and_then(|member| member.drained) {
+                let ago = humantime::format_duration(std::time::Duration::from_secs(
+                    now.saturating_duration_since(since.since).as_secs(),
+                ));
+                told.push(format!("{address} in cluster {} is drained already, since {ago}", cluster.name));
+            } else if !force && self.is_last_healthy(cluster, address) {
+                bail!(
+                    "{address} is the last healthy endpoint of cluster {}: new connections would fail; with --force it \
+                     is drained all the same",
+                    cluster.name
+                );
+            }
+        }
+        for cluster in clusters {
+            let Some(member) = self.endpoints.get_mut(&cluster.name, address) else { continue };
+            if member.drained.is_some() {
+                continue;
+            }
+            let before = member.state();
+            member.drain(cluster.drain_timeout, now);
+            self.drained.backends.insert((cluster.name.clone(), address));
+            let why = "drained by the operator";
+            self.events.endpoint(&cluster.name, address, before.name(), State::Draining.name(), why);
+            self.choose(&cluster);
+            told.push(format!(
+                "{address} in cluster {} takes no new connections; what is open then is reset in {}",
+                cluster.name,
+                humantime::format_duration(cluster.drain_timeout)
+            ));
+        }
+        self.drained.write(&self.options.run_dir)?;
+        Ok(told.join("\n"))
+    }
+
+    /// `headgate undrain`, as above.
+    pub(super) fn undrain_backend(&mut self, address: SocketAddr, cluster: Option<&str>) -> Result<String> {
+        let mut told = Vec::new();
+        for cluster in self.clusters_with(address, cluster)? {
+            let Some(member) = self.endpoints.get_mut(&cluster.name, address) else { continue };
+            if member.drained.is_none() {
+                told.push(format!("{address} in cluster {} is not drained", cluster.name));
+                continue;
+            }
+            member.undrain(Instant::now());
+            let state = member.state();
+            self.drained.backends.remove(&(cluster.name.clone(), address));
+            let why = "undrained by the operator";
+            self.events.endpoint(&cluster.name, address, State::Draining.name(), state.name(), why);
+            self.choose(&cluster);
+            told.push(format!("{address} in cluster {} is {}", cluster.name, state.name()));
+        }
+        self.drained.write(&self.options.run_dir)?;
+        Ok(told.join("\n"))
+    }
+
+    /// `headgate drain --all`, as above.
+    pub(super) fn drain_node(&mut self) -> Result<String> {
+        if let Some(out) = self.node_drained {
+            let since =
+                humantime::format_duration(std::time::Duration::from_secs(out.since.elapsed().as_secs()));
+            return Ok(format!("the node is drained already, since {since}{}", self.still_open()));
+        }
+        self.drained.node = true;
+        self.drained.write(&self.options.run_dir)?;
+        self.begin_node_drain();
+        Ok(format!("/ready says so: new connections should go elsewhere{}", self.still_open()))
+    }
+
+    /// `headgate undrain --all`, as above.
+    pub(super) fn undrain_node(&mut self) -> Result<String> {
+        if self.node_drained.take().is_none() {
+            return Ok("the node is not drained".to_owned());
+        }
+        self.drained.node = false;
+        self.drained.write(&self.options.run_dir)?;
+        log::info!("the node is not drained any more");
+        self.set_kernel_drain(false);
+        Ok("the node takes new connections again".to_owned())
+    }
+
+    /// From here on `/ready` says that others should have the connections. What comes all the same is the proxy's, since it
+    /// would fail else.
+    pub(super) fn begin_node_drain(&mut self) {
+        let timeout =
+            self.config.clusters.iter().map(|cluster| cluster.drain_timeout).max().unwrap_or_default();
+        log::info!(
+            "the node is drained: what is open then is reset in {}",
+            humantime::format_duration(timeout)
+        );
+        self.node_drained = Some(Out::new(OnLeaving::Drain, timeout, Instant::now()));
+        self.set_kernel_drain(true);
+    }
+
+    fn set_kernel_drain(&mut self, draining: bool) {
+        if let Some(kernel) = &mut self.kernel
+            && let Err(error) = kernel.set_draining(draining, &self.config, &self.endpoints, &self.network)
+        {
+            log::error!("draining: {error:#}");
+        }
+    }
+
+    /// Has endpoints of a cluster drain that are to, also those that have just come.
+    pub(super) fn drain_again(&mut self, cluster: &Cluster) {
+        for (of, address) in &self.drained.backends {
+            if *of == cluster.name
+                && let Some(member) = self.endpoints.get_mut(of, *address)
+                && member.drained.is_none()
+            {
+                member.drain(cluster.drain_timeout, Instant::now());
+            }
+        }
+    }
+
+    /// An endpoint is gone for good: another one may come under its address.
+    pub(super) fn forget_drain(&mut self, name: &Name) {
+        if self.drained.backends.remove(name)
+            && let Err(error) = self.drained.write(&self.options.run_dir)
+        {
+            log::warn!("{error:#}");
+        }
+    }
+
+    fn member(&self, cluster: &Cluster, address: SocketAddr) -> Option<&Member> {
+        self.endpoints.get(&cluster.name, address)
+    }
+
+    /// The clusters that a backend is of, of all or of one.
+    fn clusters_with(&self, address: SocketAddr, only: Option<&str>) -> Result<Vec<Cluster>> {
+        if let Some(name) = only
+            && self.config.cluster(name).is_none()
+        {
+            let names: Vec<_> =
+                self.config.clusters.iter().take(LISTED).map(|cluster| cluster.name.as_str()).collect();
+            bail!("no cluster `{name}`; the clusters: {}", names.join(", "));
+        }
+        let clusters = self.config.clusters.iter().filter(|of| only.is_none_or(|name| of.name == name));
+        let is_member =
+            |of: &&Cluster| self.member(of, address).is_some_and(|member| member.removed.is_none());
+        let found: Vec<Cluster> = clusters.clone().filter(is_member).cloned().collect();
+        if found.is_empty() {
+            let known: BTreeSet<SocketAddr> = clusters
+                .flat_map(|of| self.endpoints.of(&of.name))
+                .filter(|(_, member)| member.removed.is_none())
+                .map(|(address, _)| address)
+                .collect();
+            let more = if known.len() > LISTED { ", ..." } else { "" };
+            let known: Vec<_> = known.iter().take(LISTED).map(SocketAddr::to_string).collect();
+            let of = only.map(|name| format!(" of cluster {name}")).unwrap_or_default();
+            bail!("no backend {address}; the backends{of}: {}{more}", known.join(", "));
+        }
+        Ok(found)
+    }
+
+    fn is_last_healthy(&self, cluster: &Cluster, address: SocketAddr) -> bool {
+        let healthy = |(_, member): &(SocketAddr, &Member)| member.state() == State::Healthy;
+        let mut all = self.endpoints.of(&cluster.name).filter(healthy).map(|(of, _)| of);
+        // Where none is, it is not better with this one.
+        all.next() == Some(address) && all.next().is_none()
+    }
+
+    fn still_open(&self) -> String {
+        let open: u64 = self.balancers.values().map(|balancer| balancer.open_connections()).sum();
+        format!("; {open} connections are open")
+    }
+}

@@ -1,0 +1,245 @@
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::model::{Discovery, HealthCheck, Jitter, LbPolicy, OnLeaving, Pace, Probe, SlowStart, TcpProbe};
+
+fn endpoint(host: u8) -> Endpoint {
+    Endpoint::new(SocketAddr::from(([10, 0, 0, host], 80)), 1)
+}
+
+fn address(host: u8) -> SocketAddr {
+    endpoint(host).address
+}
+
+fn cluster(name: &str) -> Cluster {
+    Cluster {
+        name: name.to_owned(),
+        discovery: Discovery::Static(Vec::new()),
+        lb_policy: LbPolicy::RoundRobin,
+        connect_timeout: Duration::from_secs(5),
+        connect_attempts: 3,
+        max_connections: None,
+        stat_name: None,
+        health_check: None,
+        outlier: None,
+        panic_threshold: 50,
+        slow_start: None,
+        prefer_local_node: false,
+        overprovisioning_percent: 140,
+        keep_while_healthy: false,
+        on_removed: OnLeaving::Drain,
+        on_unhealthy: OnLeaving::Keep,
+        drain_timeout: Duration::from_secs(60),
+    }
+}
+
+fn checked(name: &str) -> Cluster {
+    let check = HealthCheck {
+        probe: Probe::Tcp(TcpProbe::default()),
+        port: None,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
+        unhealthy: 2,
+        healthy: 2,
+        jitter: Jitter::default(),
+        pace: Pace::default(),
+    };
+    Cluster { health_check: Some(check), ..cluster(name) }
+}
+
+fn hosts(range: std::ops::RangeInclusive<u8>) -> Vec<Endpoint> {
+    range.map(endpoint).collect()
+}
+
+/// Those that take new connections.
+fn chosen(endpoints: &mut Endpoints, cluster: &Cluster, now: Instant) -> Vec<(SocketAddr, u32)> {
+    endpoints.choose(cluster, None, now);
+    endpoints.active(&cluster.name).collect()
+}
+
+fn pass(endpoints: &mut Endpoints, cluster: &Cluster, host: u8, now: Instant) {
+    let member = endpoints.get_mut(&cluster.name, address(host)).unwrap();
+    member.set_health(Health::Passing, "it passes", cluster, now);
+}
+
+fn fail(endpoints: &mut Endpoints, cluster: &Cluster, host: u8, now: Instant) {
+    let member = endpoints.get_mut(&cluster.name, address(host)).unwrap();
+    member.set_health(Health::Failing { timeout: false }, "it fails", cluster, now);
+}
+
+#[test]
+fn one_that_leaves_drains_until_its_connections_have_ended() {
+    let (start, a, b) = (Instant::now(), cluster("a"), cluster("b"));
+    let mut endpoints = Endpoints::default();
+    assert_eq!(endpoints.set(&a, &hosts(1..=2), start), [(address(1), true), (address(2), true)]);
+    endpoints.set(&b, &hosts(1..=1), start);
+    assert_eq!(endpoints.set(&a, &[endpoint(2), endpoint(1)], start), [], "the order is no change");
+    assert_eq!(endpoints.set(&a, &hosts(2..=2), start), [(address(1), false)]);
+    assert_eq!(chosen(&mut endpoints, &a, start), [(address(2), 1)]);
+    assert_eq!(endpoints.of("a").count(), 2);
+    let counts = endpoints.counts("a");
+    assert_eq!((counts.members, counts.healthy, counts.draining), (1, 1, 1));
+
+    let name = ("a".to_owned(), address(1));
+    assert_eq!(endpoints.take_drained(start, |_, _| false), [], "a SYN may still be on its way");
+    let has_flows = |of: &str, at| of == "a" && at == address(1);
+    assert_eq!(endpoints.take_drained(start + GRACE, has_flows), [], "it has a connection");
+    assert_eq!(endpoints.take_drained(start + GRACE, |_, _| false), [name]);
+    assert_eq!(endpoints.of("a").count(), 1);
+    assert_eq!(chosen(&mut endpoints, &b, start).len(), 1, "the other cluster has it still");
+}
+
+#[test]
+fn one_that_comes_back_drains_no_more() {
+    let (start, a) = (Instant::now(), cluster("a"));
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=1), start);
+    endpoints.set(&a, &[], start);
+    assert_eq!(endpoints.get("a", address(1)).unwrap().cut(), Some(start + a.drain_timeout));
+    assert_eq!(endpoints.set(&a, &hosts(1..=1), start), [(address(1), true)]);
+    assert_eq!(endpoints.get("a", address(1)).unwrap().cut(), None);
+    assert_eq!(endpoints.take_drained(start + GRACE, |_, _| false), []);
+    assert_eq!(chosen(&mut endpoints, &a, start).len(), 1);
+}
+
+#[test]
+fn a_removed_cluster_drains_wholly() {
+    let (start, a, b) = (Instant::now(), cluster("a"), cluster("b"));
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=1), start);
+    endpoints.set(&b, &hosts(2..=2), start);
+    let both = Config { clusters: vec![a.clone(), b.clone()], ..Config::default() };
+    let one = Config { clusters: vec![b.clone()], ..Config::default() };
+    let left = endpoints.keep_clusters(&both, &one, start);
+    assert_eq!(left, [(("a".to_owned(), address(1)), State::Healthy)]);
+    assert_eq!(endpoints.active("a").count(), 0);
+    assert_eq!(chosen(&mut endpoints, &b, start).len(), 1);
+    assert_eq!(endpoints.keep_clusters(&one, &one, start), []);
+}
+
+#[test]
+fn what_is_not_probed_yet_takes_nothing() {
+    let (start, a) = (Instant::now(), checked("a"));
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=3), start);
+    assert_eq!(endpoints.get("a", address(1)).unwrap().state(), State::Unhealthy);
+    assert_eq!(endpoints.choose(&a, None, start).panic, [0], "nobody knows of a healthy one");
+    for host in 1..=3 {
+        pass(&mut endpoints, &a, host, start);
+    }
+    assert_eq!(endpoints.choose(&a, None, start).panic, [] as [u32; 0]);
+    endpoints.set(&a, &hosts(1..=4), start);
+    assert_eq!(chosen(&mut endpoints, &a, start).len(), 3, "the new one waits for its first probe");
+    fail(&mut endpoints, &a, 2, start);
+    assert_eq!(chosen(&mut endpoints, &a, start), [(address(1), 1), (address(3), 1)]);
+    let choice = endpoints.choose(&a, None, start);
+    assert!(!choice.changed, "nothing new");
+}
+
+#[test]
+fn a_skipped_probe_counts_as_passed() {
+    let (start, a) = (Instant::now(), checked("a"));
+    let mut unasked = endpoint(1);
+    unasked.probe.skip = true;
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &[unasked], start);
+    assert_eq!(endpoints.get("a", address(1)).unwrap().state(), State::Healthy);
+}
+
+#[test]
+fn one_that_left_discovery_stays_while_its_check_passes_if_it_is_to() {
+    let start = Instant::now();
+    let a = Cluster { keep_while_healthy: true, ..checked("a") };
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=2), start);
+    pass(&mut endpoints, &a, 1, start);
+    pass(&mut endpoints, &a, 2, start);
+    assert_eq!(endpoints.set(&a, &hosts(1..=1), start), []);
+    assert!(endpoints.get("a", address(2)).unwrap().leaving);
+    assert_eq!(chosen(&mut endpoints, &a, start).len(), 2);
+    assert!(!endpoints.let_go(&a, address(2), start), "it passes");
+    fail(&mut endpoints, &a, 2, start);
+    assert!(endpoints.let_go(&a, address(2), start));
+    assert_eq!(endpoints.get("a", address(2)).unwrap().state(), State::Draining);
+    fail(&mut endpoints, &a, 1, start);
+    assert_eq!(endpoints.set(&a, &[], start), [(address(1), false)], "it did not pass");
+}
+
+#[test]
+fn connections_end_by_the_rule_of_the_cluster() {
+    let start = Instant::now();
+    let timeout = Duration::from_secs(60);
+    let rules =
+        [(OnLeaving::Keep, None), (OnLeaving::Drain, Some(start + timeout)), (OnLeaving::Reset, Some(start))];
+    for (rule, cut) in rules {
+        let a = Cluster { on_removed: rule, on_unhealthy: rule, ..checked("a") };
+        let mut endpoints = Endpoints::default();
+        endpoints.set(&a, &hosts(1..=1), start);
+        pass(&mut endpoints, &a, 1, start);
+        let cut_of = |endpoints: &Endpoints| endpoints.get("a", address(1)).unwrap().cut();
+        assert_eq!(cut_of(&endpoints), None);
+        fail(&mut endpoints, &a, 1, start);
+        assert_eq!(cut_of(&endpoints), cut, "unhealthy, {rule:?}");
+        fail(&mut endpoints, &a, 1, start + timeout / 2);
+        assert_eq!(cut_of(&endpoints), cut, "it goes on to be");
+        pass(&mut endpoints, &a, 1, start);
+        assert_eq!(cut_of(&endpoints), None, "healthy again in time");
+        endpoints.set(&a, &[], start);
+        assert_eq!(cut_of(&endpoints), cut, "removed, {rule:?}");
+    }
+}
+
+#[test]
+fn the_first_of_several_reasons_to_end_counts() {
+    let (start, a) = (Instant::now(), cluster("a"));
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=2), start);
+    let member = endpoints.get_mut("a", address(1)).unwrap();
+    member.drain(Duration::from_secs(5), start);
+    assert_eq!(member.state(), State::Draining);
+    endpoints.set(&a, &hosts(2..=2), start);
+    assert_eq!(endpoints.get("a", address(1)).unwrap().cut(), Some(start + Duration::from_secs(5)));
+    endpoints.set(&a, &hosts(1..=2), start);
+    let member = endpoints.get_mut("a", address(1)).unwrap();
+    assert_eq!(member.state(), State::Draining, "the operator's word holds");
+    member.undrain(start);
+    assert_eq!((member.state(), member.cut()), (State::Healthy, None));
+}
+
+#[test]
+fn one_that_was_ejected_starts_slowly() {
+    let start = Instant::now();
+    let slow_start =
+        Some(SlowStart { window: Duration::from_secs(10), aggression: 1000, min_weight_percent: 10 });
+    let a = Cluster { slow_start, ..cluster("a") };
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=2), start);
+    assert_eq!(chosen(&mut endpoints, &a, start), [(address(1), 1), (address(2), 1)], "all came together");
+    let member = endpoints.get_mut("a", address(1)).unwrap();
+    assert!(member.set_ejected(true, "refused", &a, start));
+    assert_eq!(member.state(), State::Ejected);
+    assert_eq!(chosen(&mut endpoints, &a, start), [(address(2), 1)]);
+    let member = endpoints.get_mut("a", address(1)).unwrap();
+    assert!(member.set_ejected(false, "its time is over", &a, start));
+    assert_eq!(chosen(&mut endpoints, &a, start), [(address(1), 1), (address(2), 10)]);
+    let half = start + Duration::from_secs(5);
+    assert_eq!(chosen(&mut endpoints, &a, half), [(address(1), 5), (address(2), 10)]);
+    let end = start + Duration::from_secs(10);
+    assert_eq!(chosen(&mut endpoints, &a, end), [(address(1), 1), (address(2), 1)]);
+}
+
+#[test]
+fn those_on_the_node_come_first_if_they_are_to() {
+    let start = Instant::now();
+    let a = Cluster { prefer_local_node: true, ..cluster("a") };
+    let on = |host, node: &str| Endpoint { node: Some(node.into()), ..endpoint(host) };
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &[on(1, "here"), on(2, "there"), endpoint(3)], start);
+    endpoints.choose(&a, Some("here"), start);
+    assert_eq!(endpoints.active("a").collect::<Vec<_>>(), [(address(1), 1)]);
+    endpoints.get_mut("a", address(1)).unwrap().set_ejected(true, "refused", &a, start);
+    endpoints.choose(&a, Some("here"), start);
+    assert_eq!(endpoints.active("a").map(|(of, _)| of).collect::<Vec<_>>(), [address(2), address(3)]);
+    endpoints.choose(&a, None, start);
+    assert_eq!(endpoints.active("a").count(), 2, "nobody knows where this is");
+}
