@@ -181,7 +181,7 @@ pub(super) fn read_cluster<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Op
             slow_start: None,
             prefer_local_node: false,
             overprovisioning_percent: OVERPROVISIONING,
-            keep_while_healthy: true,
+            keep_while_healthy: false,
             on_removed: OnLeaving::Keep,
             on_unhealthy: OnLeaving::Keep,
             drain_timeout: DRAIN_TIMEOUT,
