@@ -21,21 +21,29 @@ impl Entry<'_> {
 
     /// An address without a port that packets can be sent from.
     pub(super) fn source_address(&self, report: &mut Report) -> Option<IpAddr> {
-        let text = self.text("an IP address", report)?;
-        let Ok(address) = text.parse::<IpAddr>() else {
-            self.refuse(format!("`{text}` is no IP address, as in 192.0.2.1 or 2001:db8::1"), report);
-            return None;
-        };
+        let address = self.ip_address(report)?;
         let problem = if address.is_unspecified() {
             "the unspecified address cannot be a source: leave snat_addresses out for the default".to_owned()
         } else if address.is_loopback() {
             "a loopback address cannot leave the host: give an address of this node".to_owned()
-        } else if let Some(problem) = ip_problem(address) {
-            problem
         } else {
             return Some(address);
         };
-        self.refuse(format!("`{text}`: {problem}"), report);
+        self.refuse(format!("`{address}`: {problem}"), report);
+        None
+    }
+
+    /// An address without a port that a host can have, or that means all of them.
+    pub(super) fn ip_address(&self, report: &mut Report) -> Option<IpAddr> {
+        let text = self.text("an IP address", report)?;
+        let problem = match text.parse::<IpAddr>() {
+            Ok(address) => match ip_problem(address) {
+                None => return Some(address),
+                Some(problem) => format!("`{text}`: {problem}"),
+            },
+            Err(_) => format!("`{text}` is no IP address, as in 192.0.2.1 or 2001:db8::1"),
+        };
+        self.refuse(problem, report);
         None
     }
 }

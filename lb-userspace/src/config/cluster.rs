@@ -3,8 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::discovery;
-use super::tree::{Entry, Located, Report};
+use super::tree::{Entry, Fields, Located, Report};
+use super::{discovery, health_check, outlier, slow_start};
 use crate::model::{Cluster, Discovery, HealthCheck, LbPolicy, OnLeaving, Outlier, SlowStart};
 
 /// Envoy's default.
@@ -14,9 +14,13 @@ pub(super) const CONNECT_ATTEMPTS: u32 = 3;
 pub(super) const PANIC_THRESHOLD: u32 = 50;
 /// Envoy's default, percent.
 pub(super) const OVERPROVISIONING: u32 = 140;
+pub(super) const ON_REMOVED: OnLeaving = OnLeaving::Drain;
+pub(super) const ON_UNHEALTHY: OnLeaving = OnLeaving::Keep;
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
-const SUPPORTED: [&str; 11] = [
+const NO_TIME: &str = "leaves no time to connect: write the time to wait for a backend, as in 5s";
+
+const KEYS: [&str; 17] = [
     "name",
     "discovery",
     "lb_policy",
@@ -24,12 +28,17 @@ const SUPPORTED: [&str; 11] = [
     "connect_attempts",
     "max_connections",
     "stat_name",
+    "health_check",
+    "outlier",
+    "panic_threshold",
     "slow_start",
+    "prefer_local",
+    "overprovisioning_percent",
+    "keep_while_healthy",
     "on_removed",
     "on_unhealthy",
     "drain_timeout",
 ];
-const LATER: [&str; 3] = ["health_check", "outlier", "panic_threshold"];
 
 pub(super) const POLICIES: [(&str, LbPolicy); 5] = [
     ("round_robin", LbPolicy::RoundRobin),
@@ -38,6 +47,12 @@ pub(super) const POLICIES: [(&str, LbPolicy); 5] = [
     ("source_ip", LbPolicy::SourceIp),
     ("least_request", LbPolicy::LeastRequest),
 ];
+
+pub(super) const ON_LEAVING: [(&str, OnLeaving); 3] =
+    [("keep", OnLeaving::Keep), ("drain", OnLeaving::Drain), ("reset", OnLeaving::Reset)];
+
+/// Percent; Envoy takes more, which means no more.
+pub(super) const OVERPROVISIONINGS: RangeInclusive<u32> = 1..=100_000;
 
 /// Backends that one connection may try.
 pub(super) const ATTEMPTS: RangeInclusive<u32> = 1..=16;
@@ -52,7 +67,7 @@ pub(super) struct ClusterDraft {
     pub(super) connect_attempts: u32,
     pub(super) max_connections: Option<u32>,
     pub(super) stat_name: Option<String>,
-    pub(super) health_check: Option<HealthCheck>,
+    pub(super) health_check: Option<Located<HealthCheck>>,
     pub(super) outlier: Option<Outlier>,
     pub(super) panic_threshold: u32,
     pub(super) slow_start: Option<SlowStart>,
@@ -75,7 +90,7 @@ impl ClusterDraft {
             connect_attempts: self.connect_attempts,
             max_connections: self.max_connections,
             stat_name: self.stat_name,
-            health_check: self.health_check,
+            health_check: self.health_check.map(|check| check.value),
             outlier: self.outlier,
             panic_threshold: self.panic_threshold,
             slow_start: self.slow_start,
@@ -90,30 +105,18 @@ impl ClusterDraft {
 }
 
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
-    let Some(fields) = entry.fields(&SUPPORTED, &LATER, report) else { return ClusterDraft::default() };
-    if let Some(entry) = fields.get("slow_start")
-        && entry.duration(report).is_some_and(|duration| !duration.is_zero())
-    {
-        entry.refuse("not supported yet; accepted: 0s", report);
-    }
-    if let Some(entry) = fields.get("on_removed") {
-        entry.choice(&[("drain", ())], &["reset"], report);
-    }
-    if let Some(entry) = fields.get("on_unhealthy") {
-        entry.choice(&[("keep", ())], &["reset"], report);
-    }
+    let Some(fields) = entry.fields(&KEYS, &[], report) else { return ClusterDraft::default() };
+    let lb_policy =
+        fields.get("lb_policy").and_then(|entry| entry.choice(&POLICIES, &[], report)).unwrap_or_default();
     ClusterDraft {
         name: fields.require("name", "a name for the cluster", report).and_then(|entry| entry.name(report)),
         discovery: fields
             .require("discovery", "where the backends come from", report)
             .and_then(|entry| discovery::read(&entry, report)),
-        lb_policy: fields
-            .get("lb_policy")
-            .and_then(|entry| entry.choice(&POLICIES, &[], report))
-            .unwrap_or_default(),
+        lb_policy,
         connect_timeout: fields
             .get("connect_timeout")
-            .and_then(|entry| positive_duration(&entry, report))
+            .and_then(|entry| entry.positive_duration(NO_TIME, report))
             .unwrap_or(CONNECT_TIMEOUT),
         connect_attempts: fields
             .get("connect_attempts")
@@ -124,15 +127,29 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
             .and_then(|entry| entry.number("0 (no limit), or ", 0..=u32::MAX, report))
             .filter(|limit| *limit > 0),
         stat_name: fields.get("stat_name").and_then(|entry| entry.stat_name(report)),
-        health_check: None,
-        outlier: None,
-        panic_threshold: PANIC_THRESHOLD,
-        slow_start: None,
-        prefer_local_node: false,
-        overprovisioning_percent: OVERPROVISIONING,
-        keep_while_healthy: false,
-        on_removed: OnLeaving::Drain,
-        on_unhealthy: OnLeaving::Keep,
+        health_check: fields
+            .get("health_check")
+            .and_then(|entry| health_check::read(&entry, report).map(|check| entry.at(check))),
+        outlier: fields.get("outlier").map_or(Some(outlier::DEFAULT), |entry| outlier::read(&entry, report)),
+        panic_threshold: fields
+            .get("panic_threshold")
+            .and_then(|entry| entry.number("", 0..=100, report))
+            .unwrap_or(PANIC_THRESHOLD),
+        slow_start: fields.get("slow_start").and_then(|entry| slow_start::read(&entry, lb_policy, report)),
+        prefer_local_node: fields
+            .get("prefer_local")
+            .and_then(|entry| entry.choice(&[("none", false), ("node", true)], &[], report))
+            .unwrap_or_default(),
+        overprovisioning_percent: fields
+            .get("overprovisioning_percent")
+            .and_then(|entry| entry.number("", OVERPROVISIONINGS, report))
+            .unwrap_or(OVERPROVISIONING),
+        keep_while_healthy: fields
+            .get("keep_while_healthy")
+            .and_then(|entry| entry.boolean(report))
+            .unwrap_or_default(),
+        on_removed: on_leaving(&fields, "on_removed", ON_REMOVED, report),
+        on_unhealthy: on_leaving(&fields, "on_unhealthy", ON_UNHEALTHY, report),
         drain_timeout: fields
             .get("drain_timeout")
             .and_then(|entry| entry.duration(report))
@@ -140,11 +157,6 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
     }
 }
 
-fn positive_duration(entry: &Entry<'_>, report: &mut Report) -> Option<Duration> {
-    let duration = entry.duration(report)?;
-    if duration.is_zero() {
-        entry.refuse("0s leaves no time to connect: write the time to wait for a backend, as in 5s", report);
-        return None;
-    }
-    Some(duration)
+fn on_leaving(fields: &Fields<'_>, key: &str, default: OnLeaving, report: &mut Report) -> OnLeaving {
+    fields.get(key).and_then(|entry| entry.choice(&ON_LEAVING, &[], report)).unwrap_or(default)
 }

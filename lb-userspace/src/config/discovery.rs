@@ -1,12 +1,11 @@
 //! `discovery:` of a cluster.
 
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::dns_name;
-use super::tree::{Entry, Fields, Located, Report};
+use super::hosts::{self, Host};
+use super::tree::{Entry, Fields, Report};
 use crate::model::{Backoff, Discovery, DnsFamily, DnsHost, Endpoint, StrictDns};
 
 /// Envoy's default.
@@ -87,12 +86,7 @@ fn dns(fields: &Fields<'_>, logical: bool, report: &mut Report) -> Option<Strict
 }
 
 fn refresh_interval(entry: &Entry<'_>, report: &mut Report) -> Option<Duration> {
-    let duration = entry.duration(report)?;
-    if duration < MIN_REFRESH {
-        entry.refuse("at least 100ms, so that the DNS servers are not flooded", report);
-        return None;
-    }
-    Some(duration)
+    entry.duration_from(MIN_REFRESH, "so that the DNS servers are not flooded", report)
 }
 
 fn backoff(entry: &Entry<'_>, report: &mut Report) -> Option<Backoff> {
@@ -116,54 +110,22 @@ fn endpoints(entry: &Entry<'_>, report: &mut Report) -> Vec<Endpoint> {
     if entry.is_empty_list() {
         return Vec::new();
     }
-    let read = |entry: &Entry<'_>, report: &mut Report| host_address(entry, report);
-    let hosts = hosts(entry, &read, &SocketAddr::to_string, report);
-    hosts.into_iter().map(|(address, weight)| Endpoint::new(address, weight)).collect()
+    let kind = hosts::Kind { keys: &["node"], read: host_address, show: SocketAddr::to_string };
+    let endpoint =
+        |Host { at, weight, priority, node, probe }| Endpoint { address: at, weight, priority, node, probe };
+    hosts::read(entry, &kind, report).into_iter().map(endpoint).collect()
 }
 
 fn dns_hosts(entry: &Entry<'_>, report: &mut Report) -> Vec<DnsHost> {
-    let show = |(name, port): &(String, u16)| format!("{name}:{port}");
-    let hosts = hosts(entry, &dns_host, &show, report);
-    hosts.into_iter().map(|((name, port), weight)| DnsHost::new(&name, port, weight)).collect()
-}
-
-/// The elements, each with its weight; what is there twice is refused.
-fn hosts<T: Clone + Eq + Hash>(
-    entry: &Entry<'_>,
-    read: &dyn Fn(&Entry<'_>, &mut Report) -> Option<T>,
-    show: &dyn Fn(&T) -> String,
-    report: &mut Report,
-) -> Vec<(T, u32)> {
-    let mut hosts: Vec<Located<(T, u32)>> = Vec::new();
-    let mut indices = HashMap::new();
-    for item in entry.items("host", report) {
-        let Some(host) = weighted(&item, read, report) else { continue };
-        let index = *indices.entry(host.0.clone()).or_insert(hosts.len());
-        match hosts.get(index) {
-            Some(earlier) => {
-                let message =
-                    format!("{} is {} already: keep one, with a weight", show(&host.0), earlier.path);
-                item.refuse(message, report);
-            }
-            None => hosts.push(item.at(host)),
-        }
-    }
-    hosts.into_iter().map(|host| host.value).collect()
-}
-
-/// An address alone, or a mapping of `address` and `weight`.
-fn weighted<T>(
-    entry: &Entry<'_>,
-    read: &dyn Fn(&Entry<'_>, &mut Report) -> Option<T>,
-    report: &mut Report,
-) -> Option<(T, u32)> {
-    if !entry.is_map() {
-        return Some((read(entry, report)?, 1));
-    }
-    let fields = entry.fields(&["address", "weight"], &[], report)?;
-    let weight = fields.get("weight").map_or(Some(1), |entry| entry.number("", 1..=256, report));
-    let address = fields.require("address", "the host's address and port", report)?;
-    Some((read(&address, report)?, weight?))
+    let kind = hosts::Kind { keys: &[], read: dns_host, show: |(name, port)| format!("{name}:{port}") };
+    let host = |Host { at: (name, port), weight, priority, probe, .. }| DnsHost {
+        name,
+        port,
+        weight,
+        priority,
+        probe,
+    };
+    hosts::read(entry, &kind, report).into_iter().map(host).collect()
 }
 
 fn host_address(entry: &Entry<'_>, report: &mut Report) -> Option<SocketAddr> {

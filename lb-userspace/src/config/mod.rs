@@ -1,11 +1,12 @@
 //! The configuration: YAML text to [`Config`], or every error in it with its line, column and field.
 //!
 //! `docs/config.md` is the reference for users. The way of a file: `yaml` reads the text into a tree of values with
-//! places; `native`, with `datapath`, `admin`, `access_log`, `listener` and `cluster` (with `discovery` and
-//! `dns_name`), reads the sections of the native form (by means of `tree`, `scalar` and `address`), `envoy` those of
-//! an Envoy bootstrap; both end in `sections`, and `cross` checks what spans them. `convert` writes the native form.
-//! Nothing here asks the host: whether an interface exists or a port is free is for the caller, who reports it by
-//! [`Loaded::error_at`].
+//! places; `native`, with `datapath`, `admin`, `access_log`, `listener` and `cluster` (with `discovery`,
+//! `hosts`, `health_check`, `probe`, `outlier` and `slow_start`), reads the sections of the native form (by means of
+//! `tree`, `scalar`, `address`, `dns_name`, `http` and `payload`), `envoy` those of an Envoy bootstrap; both end in
+//! `sections`, and `cross` checks what spans them. `convert` writes the native form.
+//! But for `probes`, which looks at the files that a file names, nothing here asks the host: whether an interface exists
+//! or a port is free is for the caller, who reports it by [`Loaded::error_at`].
 
 mod access_log;
 mod address;
@@ -19,11 +20,19 @@ mod dns_name;
 mod envoy;
 mod error;
 mod finding;
+mod health_check;
+mod hosts;
+mod http;
 mod listener;
 mod native;
+mod outlier;
+mod payload;
 mod places;
+mod probe;
+mod probes;
 mod scalar;
 mod sections;
+mod slow_start;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -67,15 +76,17 @@ impl Loaded {
     }
 }
 
-/// Reads and checks the file at `path`, of the native form or an Envoy bootstrap.
+/// Reads and checks the file at `path`, of the native form or an Envoy bootstrap, and the files that it names.
 pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
     let file = path.display().to_string();
     let text =
         read_text(path).map_err(|message| ConfigErrors::from(ConfigError::unreadable(&file, message)))?;
-    parse(&text, &file)
+    let loaded = parse(&text, &file)?;
+    let errors = probes::errors(&loaded);
+    if errors.is_empty() { Ok(loaded) } else { Err(errors.into()) }
 }
 
-/// The same, written as a native file, see [`convert`].
+/// The file at `path`, written as a native file, see [`convert`].
 pub fn convert_file(path: &Path) -> Result<Converted, ConfigErrors> {
     let file = path.display().to_string();
     let text =

@@ -23,11 +23,12 @@ pub struct Places {
     max_flows: Option<Place>,
     admin: Option<Place>,
     listeners: Vec<(String, Place)>,
+    health_checks: Vec<(String, Place, String)>,
 }
 
 impl Places {
     pub(super) fn new(sections: &Sections) -> Self {
-        let Sections { datapath, admin, listeners, .. } = sections;
+        let Sections { datapath, admin, listeners, clusters, .. } = sections;
         let interfaces = datapath.interfaces.iter().flatten();
         Self {
             interfaces: interfaces.map(|name| (name.value.clone(), name.place)).collect(),
@@ -39,6 +40,13 @@ impl Places {
                 .iter()
                 .filter_map(|listener| {
                     Some((listener.name.as_ref()?.value.clone(), listener.address.as_ref()?.place))
+                })
+                .collect(),
+            health_checks: clusters
+                .iter()
+                .filter_map(|cluster| {
+                    let check = cluster.health_check.as_ref()?;
+                    Some((cluster.name.as_ref()?.value.clone(), check.place, check.path.clone()))
                 })
                 .collect(),
         }
@@ -72,6 +80,12 @@ impl Places {
     /// Of the address of the listener of that name.
     pub fn listener(&self, name: &str) -> Option<Place> {
         find(&self.listeners, name)
+    }
+
+    /// Of the health check of the cluster of that name, with its field.
+    pub fn health_check(&self, cluster: &str) -> Option<(Place, &str)> {
+        let (_, place, path) = self.health_checks.iter().find(|(name, _, _)| name == cluster)?;
+        Some((*place, path))
     }
 }
 

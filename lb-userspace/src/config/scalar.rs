@@ -151,6 +151,51 @@ impl<'a> Entry<'a> {
         }
     }
 
+    /// A duration of at least `least`; `why` says what shorter ones would do.
+    pub(super) fn duration_from(&self, least: Duration, why: &str, report: &mut Report) -> Option<Duration> {
+        let duration = self.duration(report)?;
+        if duration < least {
+            let least = humantime::format_duration(least);
+            self.refuse(format!("at least {least}, {why}"), report);
+            return None;
+        }
+        Some(duration)
+    }
+
+    /// More than nothing; `zero` says what 0s would mean.
+    pub(super) fn positive_duration(&self, zero: &str, report: &mut Report) -> Option<Duration> {
+        let duration = self.duration(report)?;
+        if duration.is_zero() {
+            self.refuse(format!("0s {zero}"), report);
+            return None;
+        }
+        Some(duration)
+    }
+
+    pub(super) fn port(&self, report: &mut Report) -> Option<u16> {
+        let port = self.number("", 1..=u32::from(u16::MAX), report)?;
+        u16::try_from(port).ok()
+    }
+
+    /// A number with up to three decimals, above 0, in thousandths.
+    pub(super) fn thousandths(&self, report: &mut Report) -> Option<u32> {
+        const EXPECTED: &str = "a number from 0.001 to 1000000, with up to three decimals";
+        let Value::Number(digits) = self.value() else {
+            self.refuse_type(EXPECTED, report);
+            return None;
+        };
+        let (whole, decimals) = digits.split_once('.').unwrap_or((digits, ""));
+        let thousandths = match decimals.len() {
+            0..=3 => format!("{whole}{decimals:0<3}").parse().ok(),
+            _ => None,
+        };
+        let thousandths = thousandths.filter(|number| (1..=1_000_000_000).contains(number));
+        if thousandths.is_none() {
+            self.refuse(format!("{digits} is not accepted: {EXPECTED}"), report);
+        }
+        thousandths
+    }
+
     /// `A-B`, both included.
     pub(super) fn port_range(&self, report: &mut Report) -> Option<RangeInclusive<u16>> {
         const EXPECTED: &str = "auto, or a range of ports from 1024 to 65535, as in 20000-29999";

@@ -1,18 +1,17 @@
 //! An Envoy bootstrap written as a native file of the same meaning.
 
+mod cluster;
+mod discovery;
+mod health_check;
+mod outlier;
+mod probe;
 mod writer;
 
-use std::time::Duration;
-
 use self::writer::Writer;
-use super::cluster::{CONNECT_ATTEMPTS, CONNECT_TIMEOUT, POLICIES};
-use super::discovery::REFRESH_RATE;
 use super::listener::IDLE_TIMEOUT;
 use super::{ConfigError, ConfigErrors, Finding, parse};
 use crate::access_log::Source;
-use crate::model::{
-    AccessLog, Backoff, Cluster, Config, Discovery, DnsFamily, LbPolicy, Listener, StrictDns,
-};
+use crate::model::{AccessLog, Config, Listener};
 
 /// A native file, and what became of each key of the Envoy file.
 #[derive(Clone, Debug)]
@@ -36,7 +35,7 @@ pub fn convert(text: &str, file: &str) -> Result<Converted, ConfigErrors> {
 }
 
 /// `silent_limits` are the clusters whose limit of connections is Envoy's default.
-fn write(config: &Config, silent_limits: &[String]) -> String {
+pub(super) fn write(config: &Config, silent_limits: &[String]) -> String {
     let mut writer = Writer::default();
     writer.comment("Converted from an Envoy bootstrap by `headgate convert`.");
     if let Some(admin) = &config.admin {
@@ -50,7 +49,7 @@ fn write(config: &Config, silent_limits: &[String]) -> String {
         write_listener(writer, listener, logs);
     });
     writer.list("clusters", &config.clusters, |writer, cluster| {
-        write_cluster(writer, cluster, silent_limits.contains(&cluster.name));
+        cluster::write(writer, cluster, silent_limits.contains(&cluster.name));
     });
     writer.finish()
 }
@@ -122,75 +121,4 @@ fn write_logs(writer: &mut Writer, logs: &[AccessLog]) {
             writer.boolean("on_start", true);
         }
     });
-}
-
-fn write_cluster(writer: &mut Writer, cluster: &Cluster, silent_limit: bool) {
-    writer.text("name", &cluster.name);
-    writer.mapping("discovery", |writer| write_discovery(writer, &cluster.discovery));
-    if cluster.lb_policy != LbPolicy::default() {
-        let word = POLICIES.iter().find(|(_, policy)| *policy == cluster.lb_policy).map(|(word, _)| *word);
-        writer.text("lb_policy", word.unwrap_or_default());
-    }
-    if cluster.connect_timeout != CONNECT_TIMEOUT {
-        writer.duration("connect_timeout", cluster.connect_timeout);
-    }
-    if cluster.connect_attempts != CONNECT_ATTEMPTS {
-        writer.number("connect_attempts", cluster.connect_attempts);
-    }
-    if let Some(limit) = cluster.max_connections {
-        if silent_limit {
-            writer.comment("Envoy's default, as the bootstrap says nothing about it; 0 is no limit.");
-        }
-        writer.number("max_connections", limit);
-    }
-    if let Some(name) = &cluster.stat_name {
-        writer.text("stat_name", name);
-    }
-}
-
-fn write_discovery(writer: &mut Writer, discovery: &Discovery) {
-    match discovery {
-        Discovery::Static(endpoints) => {
-            writer.text("type", "static");
-            let hosts = endpoints.iter().map(|endpoint| (endpoint.address.to_string(), endpoint.weight));
-            writer.hosts(hosts);
-        }
-        Discovery::StrictDns(dns) => {
-            writer.text("type", if dns.logical { "logical_dns" } else { "strict_dns" });
-            write_dns(writer, dns);
-        }
-    }
-}
-
-fn write_dns(writer: &mut Writer, dns: &StrictDns) {
-    let hosts = dns.hosts.iter().map(|host| {
-        let address = match host.name.contains(':') {
-            true => format!("[{}]:{}", host.name, host.port),
-            false => format!("{}:{}", host.name, host.port),
-        };
-        (address, host.weight)
-    });
-    writer.hosts(hosts);
-    if dns.refresh_rate != REFRESH_RATE {
-        writer.duration("refresh_rate", dns.refresh_rate);
-    }
-    if dns.respect_ttl {
-        writer.boolean("respect_ttl", true);
-    }
-    if dns.jitter != Duration::ZERO {
-        writer.duration("jitter", dns.jitter);
-    }
-    let Backoff { base, max } = dns.failure_backoff;
-    if (base, max) != (dns.refresh_rate, dns.refresh_rate) {
-        writer.mapping("failure_backoff", |writer| {
-            writer.duration("base", base);
-            writer.duration("max", max);
-        });
-    }
-    match dns.family {
-        DnsFamily::Auto => {}
-        DnsFamily::V4 => writer.text("family", "v4"),
-        DnsFamily::V6 => writer.text("family", "v6"),
-        DnsFamily::All => writer.text("family", "all"),
-    }
 }

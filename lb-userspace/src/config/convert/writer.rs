@@ -51,6 +51,13 @@ impl Writer {
         self.line(format_args!("{key}: {text}"));
     }
 
+    /// In thousandths.
+    pub(super) fn thousandths(&mut self, key: &str, number: u32) {
+        let (whole, rest) = (number / 1000, number % 1000);
+        let text = format!("{whole}.{rest:03}");
+        self.written(key, text.trim_end_matches('0').trim_end_matches('.'));
+    }
+
     pub(super) fn json(&mut self, key: &str, value: &Value) {
         let mut text = String::new();
         flow(&mut text, value);
@@ -78,23 +85,14 @@ impl Writer {
         self.depth -= 2;
     }
 
-    /// `hosts:`, each as an address, or a mapping where it has a weight.
-    pub(super) fn hosts(&mut self, hosts: impl Iterator<Item = (String, u32)>) {
-        let mut hosts = hosts.peekable();
-        if hosts.peek().is_none() {
-            self.line(format_args!("hosts: []"));
-            return;
-        }
-        self.line(format_args!("hosts:"));
-        self.depth += 2;
-        for (address, weight) in hosts {
-            self.element = true;
-            match weight {
-                1 => self.line(format_args!("{}", quoted(&address))),
-                _ => self.line(format_args!("{{ address: {}, weight: {weight} }}", quoted(&address))),
-            }
-        }
-        self.depth -= 2;
+    /// A list with an element a line, each written already.
+    pub(super) fn lines(&mut self, key: &str, items: &[String]) {
+        self.list(key, items, |writer, item| writer.line(format_args!("{item}")));
+    }
+
+    /// A value that is written already, as by [`quoted`].
+    pub(super) fn written(&mut self, key: &str, value: &str) {
+        self.line(format_args!("{key}: {value}"));
     }
 
     fn line(&mut self, content: std::fmt::Arguments<'_>) {
@@ -109,7 +107,7 @@ impl Writer {
 }
 
 /// Plain where every YAML reader takes it for the same text, else in quotes.
-fn scalar(text: &str) -> String {
+pub(super) fn scalar(text: &str) -> String {
     let plain = text.bytes().next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'/')
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte))
         && (text == "default" || !RESERVED.contains(&text.to_ascii_lowercase().as_str()));
@@ -117,7 +115,7 @@ fn scalar(text: &str) -> String {
 }
 
 /// In double quotes, so that every reader takes it for this text.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::from('"');
     for c in text.chars() {
         match c {

@@ -2,19 +2,17 @@
 
 use std::time::Duration;
 
+use super::health::Health;
 use super::import::Import;
 use super::message;
 use super::policy::{self, Policy};
-use super::schema::{DURATION, Field, KEEPALIVE, Kind, PERCENT, checked, ignored, read, refused};
-use super::{breakers, discovery, tcp_proxy, transport, value};
-use crate::config::cluster::{
-    CONNECT_TIMEOUT, ClusterDraft, DRAIN_TIMEOUT, OVERPROVISIONING, PANIC_THRESHOLD,
-};
+use super::schema::{DURATION, Field, KEEPALIVE, Kind, checked, ignored, read, refused};
+use super::{breakers, common_lb, discovery, tcp_proxy, transport, value};
+use crate::config::cluster::{CONNECT_TIMEOUT, ClusterDraft, DRAIN_TIMEOUT, OVERPROVISIONING};
 use crate::config::tree::Entry;
 use crate::model::{LbPolicy, OnLeaving};
 
 pub(super) const NO_HTTP: &str = "tcp_proxy speaks no HTTP to the backends";
-const NO_HEALTH_CHECKS: &str = "without health checks it has no effect in Envoy either";
 const NO_CONTROL_PLANE: &str = "Headgate has no control plane to report to";
 
 const CLUSTER: &[Field] = &[
@@ -40,10 +38,7 @@ const CLUSTER: &[Field] = &[
     read("lb_policy"),
     read("hosts"),
     read("load_assignment"),
-    refused(
-        "health_checks",
-        "health checks are not supported yet, and backends that are down would get connections",
-    ),
+    read("health_checks"),
     ignored("max_requests_per_connection", Kind::U32, NO_HTTP),
     read("circuit_breakers"),
     refused("tls_context", transport::TLS),
@@ -63,10 +58,7 @@ const CLUSTER: &[Field] = &[
     read("dns_resolution_config"),
     read("typed_dns_resolver_config"),
     ignored("wait_for_warm_on_init", Kind::Bool, "a listener is up before its backends are known"),
-    refused(
-        "outlier_detection",
-        "outlier detection is not supported yet, and failing backends would get connections",
-    ),
+    read("outlier_detection"),
     ignored("cleanup_interval", Kind::PositiveDuration, "only ORIGINAL_DST clusters use it"),
     refused("upstream_bind_config", "source addresses are those of datapath.snat_addresses in a native file"),
     refused("lb_subset_config", "subsets of a cluster by metadata are not supported"),
@@ -75,26 +67,7 @@ const CLUSTER: &[Field] = &[
     refused("original_dst_lb_config", "redirected connections are not supported"),
     read("least_request_lb_config"),
     read("round_robin_lb_config"),
-    ignored(
-        "common_lb_config",
-        Kind::Message(&[
-            checked("healthy_panic_threshold", PERCENT),
-            checked("zone_aware_lb_config", Kind::Mapping),
-            refused("locality_weighted_lb_config", "weights of localities are not supported yet"),
-            checked("update_merge_window", DURATION),
-            checked("ignore_new_hosts_until_first_hc", Kind::Bool),
-            refused("close_connections_on_host_set_change", "the connections of removed backends go on"),
-            checked(
-                "consistent_hashing_lb_config",
-                Kind::Message(&[
-                    checked("use_hostname_for_hashing", Kind::Bool),
-                    refused("hash_balance_factor", "bounded loads are not supported yet"),
-                ]),
-            ),
-            checked("override_host_status", Kind::Mapping),
-        ]),
-        "it is for health checks and localities, and changes are applied at once",
-    ),
+    read("common_lb_config"),
     read("transport_socket"),
     ignored("metadata", Kind::Mapping, "nothing reads it"),
     ignored(
@@ -111,9 +84,9 @@ const CLUSTER: &[Field] = &[
         ]),
         "Headgate sets up its sockets itself",
     ),
-    ignored("close_connections_on_host_health_failure", Kind::Bool, NO_HEALTH_CHECKS),
-    ignored("ignore_health_on_host_removal", Kind::Bool, NO_HEALTH_CHECKS),
-    ignored("drain_connections_on_host_removal", Kind::Bool, NO_HEALTH_CHECKS),
+    read("close_connections_on_host_health_failure"),
+    read("ignore_health_on_host_removal"),
+    read("drain_connections_on_host_removal"),
     refused("filters", "filters of backend connections are not supported"),
     read("load_balancing_policy"),
     ignored("lrs_server", Kind::Mapping, NO_CONTROL_PLANE),
@@ -159,34 +132,38 @@ pub(super) fn read_cluster<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Op
         // Less is no time to connect at all.
         Some(value::settle(entry, timeout, import).max(Duration::from_millis(1)))
     });
-    let policy = policy::read_policy(&fields, import);
+    let chosen = policy::read_policy(&fields, import);
     let limit = fields.get("circuit_breakers").and_then(|entry| breakers::max_connections(entry, import));
     let silent_limit = match limit {
         None => Some(fields.get("circuit_breakers").unwrap_or(entry).clone()),
         Some(_) => None,
     };
-    let discovery = discovery::read_discovery(entry, &fields, import);
+    let found = discovery::read_discovery(entry, &fields, import);
+    let overprovisioning = found.as_ref().map_or(OVERPROVISIONING, |found| found.overprovisioning);
+    let health = Health::read(entry, &fields, name.as_ref(), import);
+    let panic_threshold =
+        common_lb::panic_threshold(fields.get("common_lb_config"), health.check.is_some(), import);
     Some(Imported {
         draft: ClusterDraft {
             name,
-            discovery,
+            discovery: found.map(|found| found.discovery),
             lb_policy: LbPolicy::default(),
             connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
             connect_attempts: tcp_proxy::CONNECT_ATTEMPTS,
             max_connections: limit.or(Some(breakers::MAX_CONNECTIONS)),
             stat_name,
-            health_check: None,
-            outlier: None,
-            panic_threshold: PANIC_THRESHOLD,
-            slow_start: None,
+            health_check: health.check,
+            outlier: health.outlier,
+            panic_threshold,
+            slow_start: chosen.as_ref().and_then(|chosen| chosen.slow_start),
             prefer_local_node: false,
-            overprovisioning_percent: OVERPROVISIONING,
-            keep_while_healthy: true,
+            overprovisioning_percent: overprovisioning,
+            keep_while_healthy: health.keep_while_healthy,
             on_removed: OnLeaving::Keep,
-            on_unhealthy: OnLeaving::Keep,
+            on_unhealthy: health.on_unhealthy,
             drain_timeout: DRAIN_TIMEOUT,
         },
-        policy: policy.unwrap_or_else(|| Policy::Fixed(LbPolicy::default())),
+        policy: chosen.map_or(Policy::Fixed(LbPolicy::default()), |chosen| chosen.policy),
         silent_limit,
     })
 }

@@ -1,14 +1,15 @@
 //! Where the endpoints of a cluster come from: its `type` or `cluster_type`, and its members.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::hash::Hash;
 
 use super::dns::{self, CLUSTER_FAMILIES, DNS_CLUSTER, DNS_CLUSTER_FAMILIES};
-use super::endpoints::{self, Member};
+use super::endpoints::{self, Assignment, Member};
 use super::import::Import;
 use super::message::{self, Message};
 use super::schema::{Field, read};
 use super::{address, extension, value, weights};
+use crate::config::cluster::OVERPROVISIONING;
 use crate::config::tree::Entry;
 use crate::model::{Discovery, DnsHost, Endpoint, StrictDns};
 
@@ -37,12 +38,19 @@ enum Method {
     Dns(StrictDns),
 }
 
+/// What the cluster says of its endpoints.
+pub(super) struct Found {
+    pub(super) discovery: Discovery,
+    /// Percent.
+    pub(super) overprovisioning: u32,
+}
+
 /// Of the cluster at `entry`. `None` with something reported.
 pub(super) fn read_discovery(
     entry: &Entry<'_>,
     fields: &Message<'_>,
     import: &mut Import<'_>,
-) -> Option<Discovery> {
+) -> Option<Found> {
     let method = match fields.one_of(&["type", "cluster_type"], import) {
         None => Method::Static,
         Some(kind) if fields.get("type").is_some() => old_type(kind, fields, import)?,
@@ -55,10 +63,13 @@ pub(super) fn read_discovery(
     }
     let mark = import.mark();
     let source = fields.one_of(&["load_assignment", "hosts"], import).unwrap_or(entry);
-    let members = match (fields.get("load_assignment"), fields.get("hosts")) {
+    let Assignment { members, overprovisioning } = match (fields.get("load_assignment"), fields.get("hosts"))
+    {
         (Some(assignment), _) => endpoints::assignment(assignment, import),
-        (None, Some(hosts)) => endpoints::hosts(hosts, import),
-        (None, None) => Vec::new(),
+        (None, hosts) => Assignment {
+            members: hosts.map(|hosts| endpoints::hosts(hosts, import)).unwrap_or_default(),
+            overprovisioning: OVERPROVISIONING,
+        },
     };
     if members.is_empty() {
         if import.failed_since(mark) {
@@ -70,10 +81,11 @@ pub(super) fn read_discovery(
         }
         import.warn(source, "no endpoint that can be used: its connections are closed at once");
     }
-    match method {
-        Method::Static => Some(Discovery::Static(static_endpoints(&members, import))),
-        Method::Dns(settings) => with_hosts(settings, source, &members, import).map(Discovery::StrictDns),
-    }
+    let discovery = match method {
+        Method::Static => Discovery::Static(static_endpoints(&members, import)),
+        Method::Dns(settings) => Discovery::StrictDns(with_hosts(settings, source, &members, import)?),
+    };
+    Some(Found { discovery, overprovisioning })
 }
 
 fn old_type(entry: &Entry<'_>, fields: &Message<'_>, import: &mut Import<'_>) -> Option<Method> {
@@ -129,24 +141,19 @@ fn logical(settings: StrictDns) -> StrictDns {
 }
 
 fn static_endpoints(members: &[Member<'_>], import: &mut Import<'_>) -> Vec<Endpoint> {
-    let mut found: Vec<(SocketAddr, u64)> = Vec::new();
-    let mut indices = HashMap::new();
-    for member in members {
+    let read = |member: &Member<'_>, import: &mut Import<'_>| {
         let at = &member.at;
-        let address =
-            address::ip_address(at, import).and_then(|address| address::backend(address, &at.entry, import));
-        let Some(address) = address else { continue };
-        let index = *indices.entry(address).or_insert(found.len());
-        match found.get_mut(index) {
-            Some(earlier) => {
-                earlier.1 += u64::from(member.weight);
-                import.approximate(&at.entry, "the same address as before: the weights are added");
-            }
-            None => found.push((address, u64::from(member.weight))),
-        }
-    }
-    let weights = fitted(members, found.iter().map(|(_, weight)| *weight), import);
-    found.iter().zip(weights).map(|((address, _), weight)| Endpoint::new(*address, weight)).collect()
+        address::ip_address(at, import).and_then(|address| address::backend(address, &at.entry, import))
+    };
+    let merged = merged(members, read, import);
+    let endpoint = |Merged { at, first, weight }| Endpoint {
+        address: at,
+        weight,
+        priority: first.priority,
+        node: None,
+        probe: first.probe.clone(),
+    };
+    merged.into_iter().map(endpoint).collect()
 }
 
 fn with_hosts(
@@ -159,11 +166,53 @@ fn with_hosts(
         import.error(source, "LOGICAL_DNS has exactly one endpoint: keep one, or use STRICT_DNS");
         return None;
     }
-    let found = dns::hosts(members, import);
+    let host = |Merged { at: (name, port), first, weight }| DnsHost {
+        name,
+        port,
+        weight,
+        priority: first.priority,
+        probe: first.probe.clone(),
+    };
+    let hosts = merged(members, dns::host, import).into_iter().map(host).collect();
+    Some(StrictDns { hosts, ..settings })
+}
+
+/// An endpoint, which may be there more than once.
+struct Merged<'m, 'a, T> {
+    at: T,
+    first: &'m Member<'a>,
+    weight: u32,
+}
+
+/// The endpoints, those that are the same as one with the sum of the weights.
+fn merged<'m, 'a, T: Clone + Eq + Hash>(
+    members: &'m [Member<'a>],
+    read: impl Fn(&Member<'_>, &mut Import<'_>) -> Option<T>,
+    import: &mut Import<'_>,
+) -> Vec<Merged<'m, 'a, T>> {
+    let mut found: Vec<(T, &Member<'_>, u64)> = Vec::new();
+    let mut indices = HashMap::new();
+    for member in members {
+        let Some(at) = read(member, import) else { continue };
+        let entry = &member.at.entry;
+        let index = *indices.entry(at.clone()).or_insert(found.len());
+        match found.get_mut(index) {
+            None => found.push((at, member, u64::from(member.weight))),
+            Some((_, first, _)) if (first.priority, &first.probe) != (member.priority, &member.probe) => {
+                import.refuse(
+                    entry,
+                    "the same as before with another priority or health_check_config: keep one",
+                );
+            }
+            Some((_, _, weight)) => {
+                *weight += u64::from(member.weight);
+                import.approximate(entry, "the same as before: the weights are added");
+            }
+        }
+    }
     let weights = fitted(members, found.iter().map(|(_, _, weight)| *weight), import);
-    let hosts =
-        found.into_iter().zip(weights).map(|((name, port, _), weight)| DnsHost::new(&name, port, weight));
-    Some(StrictDns { hosts: hosts.collect(), ..settings })
+    let merged = found.into_iter().zip(weights);
+    merged.map(|((at, first, _), weight)| Merged { at, first, weight }).collect()
 }
 
 /// The weights in Headgate's range; the keys that gave them are judged.

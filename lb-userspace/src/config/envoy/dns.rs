@@ -1,6 +1,5 @@
 //! How a cluster asks DNS: `dns_*` keys of the cluster, or a `DnsCluster`.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -185,25 +184,8 @@ fn family(entry: &Entry<'_>, families: &[&str], import: &mut Import<'_>) -> Opti
     })
 }
 
-/// The hosts to ask for; the weights of one that is there twice are added.
-pub(super) fn hosts(members: &[Member<'_>], import: &mut Import<'_>) -> Vec<(String, u16, u64)> {
-    let mut hosts: Vec<(String, u16, u64)> = Vec::new();
-    let mut indices = HashMap::new();
-    for member in members {
-        let Some((name, port)) = host(member, import) else { continue };
-        let index = *indices.entry((name.clone(), port)).or_insert(hosts.len());
-        match hosts.get_mut(index) {
-            Some(earlier) => {
-                earlier.2 += u64::from(member.weight);
-                import.approximate(&member.at.entry, "the same host as before: the weights are added");
-            }
-            None => hosts.push((name, port, u64::from(member.weight))),
-        }
-    }
-    hosts
-}
-
-fn host(member: &Member<'_>, import: &mut Import<'_>) -> Option<(String, u16)> {
+/// The name and port to ask for.
+pub(super) fn host(member: &Member<'_>, import: &mut Import<'_>) -> Option<(String, u16)> {
     let at = &member.at;
     if let Ok(ip) = at.host.parse::<IpAddr>() {
         let address = address::backend(SocketAddr::new(ip, at.port), &at.entry, import)?;

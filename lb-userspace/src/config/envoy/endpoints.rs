@@ -1,27 +1,34 @@
 //! The members of a cluster: `load_assignment`, or `hosts` in v2.
 
+use std::collections::BTreeSet;
+
 use super::address::{self, HostPort};
 use super::import::Import;
 use super::message;
-use super::schema::{Field, Kind, LOCALITY, checked, ignored, read, refused};
+use super::schema::{Field, Kind, LOCALITY, ignored, read, refused};
 use super::value;
+use crate::config::cluster::{OVERPROVISIONING, OVERPROVISIONINGS};
+use crate::config::hosts::PRIORITIES;
+use crate::config::http::is_header_value;
 use crate::config::tree::Entry;
+use crate::model::ProbePlace;
 
 const LOAD_ASSIGNMENT: &[Field] = &[
     read("cluster_name"),
     read("endpoints"),
     refused("named_endpoints", "write the endpoints in their places"),
-    ignored(
-        "policy",
-        Kind::Message(&[
-            refused("drop_overloads", "dropping a share of the connections is not supported"),
-            checked("overprovisioning_factor", Kind::Range(1, u32::MAX as u64)),
-            checked("endpoint_stale_after", Kind::PositiveDuration),
-            checked("weighted_priority_health", Kind::Bool),
-            checked("disable_overprovisioning", Kind::Bool),
-        ]),
-        "it is for priorities and for endpoints from a control plane",
+    read("policy"),
+];
+
+const POLICY: &[Field] = &[
+    refused("drop_overloads", "dropping a share of the connections is not supported"),
+    read("overprovisioning_factor"),
+    ignored("endpoint_stale_after", Kind::PositiveDuration, "it is for endpoints from a control plane"),
+    refused(
+        "weighted_priority_health",
+        "the health of a priority is a share of its backends, not of their weight",
     ),
+    read("disable_overprovisioning"),
 ];
 
 const LOCALITY_ENDPOINTS: &[Field] = &[
@@ -49,11 +56,14 @@ const LB_ENDPOINT: &[Field] = &[
 
 const ENDPOINT: &[Field] = &[
     read("address"),
-    ignored("health_check_config", Kind::Mapping, "there are no health checks in this file"),
-    ignored("hostname", Kind::Text, "it is for health checks and TLS"),
+    read("health_check_config"),
+    ignored("hostname", Kind::Text, "it is for HTTP and TLS"),
     refused("additional_addresses", "give each address an endpoint of its own"),
     ignored("observability_name", Kind::Text, "endpoints are shown by their addresses"),
 ];
+
+const HEALTH_CHECK_CONFIG: &[Field] =
+    &[read("port_value"), read("hostname"), read("address"), read("disable_active_health_check")];
 
 const STATUSES: [&str; 6] = ["UNKNOWN", "HEALTHY", "UNHEALTHY", "DRAINING", "TIMEOUT", "DEGRADED"];
 
@@ -63,6 +73,15 @@ pub(super) struct Member<'a> {
     pub(super) weight: u32,
     /// Where the weight stands, if it does.
     pub(super) weight_entry: Option<Entry<'a>>,
+    pub(super) priority: u32,
+    pub(super) probe: ProbePlace,
+}
+
+/// What a `load_assignment` says.
+pub(super) struct Assignment<'a> {
+    pub(super) members: Vec<Member<'a>>,
+    /// Percent.
+    pub(super) overprovisioning: u32,
 }
 
 /// `hosts:`, a list of addresses.
@@ -70,14 +89,15 @@ pub(super) fn hosts<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Vec<Membe
     let hosts = message::repeated(entry, import);
     let members = hosts.iter().filter_map(|host| {
         let at = address::host_port(host, import)?;
-        Some(Member { at, weight: 1, weight_entry: None })
+        Some(Member { at, weight: 1, weight_entry: None, priority: 0, probe: ProbePlace::default() })
     });
     members.collect()
 }
 
 /// `load_assignment:`.
-pub(super) fn assignment<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Vec<Member<'a>> {
-    let Some(fields) = message::read(entry, LOAD_ASSIGNMENT, import) else { return Vec::new() };
+pub(super) fn assignment<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Assignment<'a> {
+    let nothing = Assignment { members: Vec::new(), overprovisioning: OVERPROVISIONING };
+    let Some(fields) = message::read(entry, LOAD_ASSIGNMENT, import) else { return nothing };
     match fields.get("cluster_name") {
         None => import.error(entry, "needs a cluster_name"),
         Some(name) => {
@@ -88,25 +108,54 @@ pub(super) fn assignment<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Vec<
     }
     let localities =
         fields.get("endpoints").map(|entry| message::repeated(entry, import)).unwrap_or_default();
-    localities.iter().flat_map(|entry| locality(entry, import)).collect()
+    let mut members: Vec<Member<'_>> = localities.iter().flat_map(|entry| locality(entry, import)).collect();
+    close_gaps(&mut members);
+    let overprovisioning = fields.get("policy").and_then(|entry| overprovisioning(entry, import));
+    Assignment { members, overprovisioning: overprovisioning.unwrap_or(OVERPROVISIONING) }
+}
+
+/// Envoy passes over a priority without endpoints, so that the next one may as well have its number.
+fn close_gaps(members: &mut [Member<'_>]) {
+    let levels: BTreeSet<u32> = members.iter().map(|member| member.priority).collect();
+    for member in members {
+        let below = levels.range(..member.priority).count();
+        member.priority = u32::try_from(below).unwrap_or(member.priority);
+    }
+}
+
+fn overprovisioning(entry: &Entry<'_>, import: &mut Import<'_>) -> Option<u32> {
+    let fields = message::read(entry, POLICY, import)?;
+    let is_off = fields.get("disable_overprovisioning").and_then(|entry| {
+        import.honour(entry);
+        value::boolean(entry, import)
+    });
+    let factor = fields.get("overprovisioning_factor").and_then(|entry| {
+        let factor = value::u32(entry, 1..=u32::MAX, import)?;
+        let most = *OVERPROVISIONINGS.end();
+        if factor > most {
+            import.approximate(entry, format!("{most}: one healthy backend of a thousand is enough for all"));
+        } else {
+            import.honour(entry);
+        }
+        Some(factor.min(most))
+    });
+    if is_off == Some(true) { Some(100) } else { factor }
 }
 
 fn locality<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Vec<Member<'a>> {
     let Some(fields) = message::read(entry, LOCALITY_ENDPOINTS, import) else { return Vec::new() };
-    if let Some(priority) = fields.get("priority") {
-        match value::number(priority, 0..=128, import) {
-            Some(0) => import.honour(priority),
-            Some(_) => import.refuse(priority, "priorities are not supported yet"),
-            None => {}
-        }
-    }
+    let priority = fields.get("priority").and_then(|entry| {
+        import.honour(entry);
+        value::u32(entry, PRIORITIES, import)
+    });
+    let priority = priority.unwrap_or(0);
     let endpoints =
         fields.get("lb_endpoints").map(|entry| message::repeated(entry, import)).unwrap_or_default();
-    endpoints.iter().filter_map(|entry| member(entry, import)).collect()
+    endpoints.iter().filter_map(|entry| member(entry, priority, import)).collect()
 }
 
 /// `None` also for an endpoint that its status takes out.
-fn member<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Option<Member<'a>> {
+fn member<'a>(entry: &Entry<'a>, priority: u32, import: &mut Import<'_>) -> Option<Member<'a>> {
     let fields = message::read(entry, LB_ENDPOINT, import)?;
     let weight_entry = fields.get("load_balancing_weight").cloned();
     let weight = match &weight_entry {
@@ -124,7 +173,37 @@ fn member<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Option<Member<'a>> 
         return None;
     };
     let at = address::host_port(at, import)?;
-    in_use.then_some(Member { at, weight, weight_entry })
+    let probe = fields.get("health_check_config").and_then(|entry| probe_place(entry, import));
+    in_use.then_some(Member { at, weight, weight_entry, priority, probe: probe.unwrap_or_default() })
+}
+
+/// Where the endpoint is asked for its health.
+fn probe_place(entry: &Entry<'_>, import: &mut Import<'_>) -> Option<ProbePlace> {
+    let fields = message::read(entry, HEALTH_CHECK_CONFIG, import)?;
+    import.honour(entry);
+    let port = fields.get("port_value").and_then(|entry| value::u32(entry, 0..=u32::from(u16::MAX), import));
+    let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+    let address = fields.get("address").and_then(|entry| {
+        let found = address::host_port(entry, import)?;
+        address::backend(address::ip_address(&found, import)?, &found.entry, import)
+    });
+    let host = fields.get("hostname").filter(|entry| !message::is_empty_text(entry)).and_then(|entry| {
+        let host = value::text(entry, import)?;
+        if !is_header_value(host) {
+            import.refuse(entry, "a host is ASCII without control characters");
+        }
+        Some(host)
+    });
+    let skip = fields.get("disable_active_health_check").and_then(|entry| value::boolean(entry, import));
+    if skip == Some(true) {
+        return Some(ProbePlace { skip: true, ..ProbePlace::default() });
+    }
+    Some(ProbePlace {
+        port: port.or(address.map(|address| address.port())),
+        address: address.map(|address| address.ip()),
+        host: host.map(Into::into),
+        skip: false,
+    })
 }
 
 fn is_in_use(status: &Entry<'_>, import: &mut Import<'_>) -> bool {

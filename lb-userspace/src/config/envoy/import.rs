@@ -65,6 +65,11 @@ impl<'r> Import<'r> {
         self.v3.get_or_insert_with(|| entry.at(()));
     }
 
+    /// Whether the file is of Envoy's v2, as far as it was read.
+    pub(super) fn speaks_v2(&self) -> bool {
+        self.v2.is_some()
+    }
+
     pub(super) fn mark(&self) -> Mark {
         Mark { errors: self.report.count(), refusals: self.refusals.len() }
     }

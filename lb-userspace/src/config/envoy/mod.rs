@@ -8,16 +8,25 @@ mod access_log;
 mod address;
 mod breakers;
 mod cluster;
+mod common_lb;
 mod discovery;
 mod dns;
 mod endpoints;
 mod extension;
+mod headers;
+mod health;
+mod health_check;
 mod import;
 mod listener;
 mod log_flush;
 mod message;
+mod outlier;
+mod payload;
+mod percent;
 mod policy;
+mod probe;
 mod schema;
+mod slow_start;
 mod tcp_proxy;
 #[cfg(test)]
 mod tests;
@@ -48,7 +57,7 @@ const BOOTSTRAP: &[Field] = &[
     ignored("node_context_params", Kind::List(&Kind::Text), "it names Envoy to a control plane"),
     read("static_resources"),
     read("dynamic_resources"),
-    ignored("cluster_manager", Kind::Mapping, "it is for zones, outlier detection and control planes"),
+    ignored("cluster_manager", Kind::Mapping, "it is for zones, event logs and control planes"),
     ignored("hds_config", Kind::Mapping, "Headgate has no control plane to report to"),
     ignored("flags_path", Kind::Text, NO_RUNTIME),
     ignored("stats_sinks", MAPPINGS, NO_STATISTICS_SINK),

@@ -1,12 +1,12 @@
 //! The policy of a cluster, by `lb_policy` or `load_balancing_policy`, and what listeners add to it.
 
-use super::extension;
+use super::common_lb::{LOCALITIES, ONE_ZONE, ZONE_AWARE};
 use super::import::Import;
 use super::message::{self, Message};
 use super::schema::{Field, Kind, checked, ignored, read, refused};
-use super::value;
+use super::{extension, slow_start, value};
 use crate::config::tree::Entry;
-use crate::model::LbPolicy;
+use crate::model::{LbPolicy, SlowStart};
 
 /// In the order of their numbers.
 const POLICIES: &[&str] = &[
@@ -20,15 +20,13 @@ const POLICIES: &[&str] = &[
     "LOAD_BALANCING_POLICY_CONFIG",
 ];
 
-const SLOW_START: &str = "slow start is not supported yet";
-const LOCALITIES: &str = "weights of localities are not supported yet";
 const MAX_RING: u64 = 8_388_608;
 const MAX_TABLE: u64 = 5_000_011;
 const TWO_CHOICES: &str = "Headgate takes the less loaded of two";
 const OWN_TABLE: &str = "Headgate's table has 65,537 entries";
 
 const LOCALITY_LB: Kind = Kind::Message(&[
-    ignored("zone_aware_lb_config", Kind::Mapping, "all localities are served alike"),
+    ignored("zone_aware_lb_config", ZONE_AWARE, ONE_ZONE),
     refused("locality_weighted_lb_config", LOCALITIES),
 ]);
 
@@ -39,12 +37,12 @@ const CONSISTENT_HASHING: Kind = Kind::Message(&[
 ]);
 
 pub(super) const ROUND_ROBIN: &[Field] =
-    &[refused("slow_start_config", SLOW_START), checked("locality_lb_config", LOCALITY_LB)];
+    &[read("slow_start_config"), checked("locality_lb_config", LOCALITY_LB)];
 
 pub(super) const LEAST_REQUEST: &[Field] = &[
     ignored("choice_count", Kind::Range(2, u32::MAX as u64), TWO_CHOICES),
     ignored("active_request_bias", Kind::Mapping, "weights divide the load as with a bias of 1"),
-    refused("slow_start_config", SLOW_START),
+    read("slow_start_config"),
     checked("locality_lb_config", LOCALITY_LB),
     ignored("enable_full_scan", Kind::Bool, TWO_CHOICES),
     ignored("selection_method", Kind::Word(&["N_CHOICES", "FULL_SCAN"]), TWO_CHOICES),
@@ -84,9 +82,14 @@ pub(super) enum Policy<'a> {
     Hashed(Entry<'a>, &'static str),
 }
 
+/// With what belongs to it.
+pub(super) struct Chosen<'a> {
+    pub(super) policy: Policy<'a>,
+    pub(super) slow_start: Option<SlowStart>,
+}
+
 /// From the keys of the cluster. `None` with something reported.
-pub(super) fn read_policy<'a>(fields: &Message<'a>, import: &mut Import<'_>) -> Option<Policy<'a>> {
-    old_settings(fields, import);
+pub(super) fn read_policy<'a>(fields: &Message<'a>, import: &mut Import<'_>) -> Option<Chosen<'a>> {
     let word = match fields.get("lb_policy") {
         None => None,
         Some(entry) => Some((entry, POLICIES[value::word(entry, POLICIES, import)?])),
@@ -98,15 +101,21 @@ pub(super) fn read_policy<'a>(fields: &Message<'a>, import: &mut Import<'_>) -> 
                 _ => import.ignore(entry, "load_balancing_policy holds instead"),
             }
         }
+        old_settings(fields, "", import);
         return typed(policy, import);
     }
-    let Some((entry, word)) = word else { return Some(Policy::Fixed(LbPolicy::RoundRobin)) };
+    let slow_start = old_settings(fields, word.map_or("ROUND_ROBIN", |(_, word)| word), import);
+    let Some((entry, word)) = word else {
+        return Some(Chosen { policy: Policy::Fixed(LbPolicy::RoundRobin), slow_start });
+    };
     let fixed = match word {
         "ROUND_ROBIN" => LbPolicy::RoundRobin,
         "LEAST_REQUEST" => LbPolicy::LeastRequest,
         "RANDOM" => LbPolicy::Random,
-        "RING_HASH" => return Some(Policy::Hashed(entry.clone(), "RING_HASH")),
-        "MAGLEV" => return Some(Policy::Hashed(entry.clone(), "MAGLEV")),
+        "RING_HASH" => {
+            return Some(Chosen { policy: Policy::Hashed(entry.clone(), "RING_HASH"), slow_start });
+        }
+        "MAGLEV" => return Some(Chosen { policy: Policy::Hashed(entry.clone(), "MAGLEV"), slow_start }),
         "LOAD_BALANCING_POLICY_CONFIG" => {
             import.error(entry, "needs load_balancing_policy");
             return None;
@@ -117,21 +126,39 @@ pub(super) fn read_policy<'a>(fields: &Message<'a>, import: &mut Import<'_>) -> 
         }
     };
     import.honour(entry);
-    Some(Policy::Fixed(fixed))
+    Some(Chosen { policy: Policy::Fixed(fixed), slow_start })
 }
 
-/// `ring_hash_lb_config` and its like.
-fn old_settings(fields: &Message<'_>, import: &mut Import<'_>) {
-    let keys =
-        ["ring_hash_lb_config", "maglev_lb_config", "least_request_lb_config", "round_robin_lb_config"];
-    fields.one_of(&keys, import);
-    for (key, schema) in keys.into_iter().zip([RING_HASH, MAGLEV, LEAST_REQUEST, ROUND_ROBIN]) {
+/// `ring_hash_lb_config` and its like, of which that of the policy named `policy` has an effect.
+fn old_settings(fields: &Message<'_>, policy: &str, import: &mut Import<'_>) -> Option<SlowStart> {
+    const KEYS: [(&str, &str, &[Field]); 4] = [
+        ("ring_hash_lb_config", "RING_HASH", RING_HASH),
+        ("maglev_lb_config", "MAGLEV", MAGLEV),
+        ("least_request_lb_config", "LEAST_REQUEST", LEAST_REQUEST),
+        ("round_robin_lb_config", "ROUND_ROBIN", ROUND_ROBIN),
+    ];
+    fields.one_of(&KEYS.map(|(key, _, _)| key), import);
+    let mut slow_start = None;
+    for (key, word, schema) in KEYS {
         if let Some(entry) = fields.get(key)
             && let Some(fields) = message::read(entry, schema, import)
         {
             sizes(&fields, import);
+            let found = slow_start_of(&fields, import);
+            if word == policy {
+                slow_start = found;
+            } else if let Some(entry) = fields.get("slow_start_config") {
+                import.ignore(entry, "the cluster has another policy");
+            }
         }
     }
+    slow_start
+}
+
+fn slow_start_of(fields: &Message<'_>, import: &mut Import<'_>) -> Option<SlowStart> {
+    let entry = fields.get("slow_start_config")?;
+    import.honour(entry);
+    slow_start::read_slow_start(entry, import)
 }
 
 /// The sizes of a ring or table, which have no effect but may be wrong.
@@ -166,7 +193,7 @@ fn is_prime(number: u64) -> bool {
 }
 
 /// `load_balancing_policy`: Envoy takes the first that it knows, which is the first of all that it accepts.
-fn typed<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Option<Policy<'a>> {
+fn typed<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Option<Chosen<'a>> {
     let fields = message::read(entry, POLICY_LIST, import)?;
     let policies = fields.get("policies").map(|entry| message::repeated(entry, import)).unwrap_or_default();
     let Some((policy, others)) = policies.split_first() else {
@@ -201,13 +228,15 @@ fn typed<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Option<Policy<'a>> {
             return None;
         }
     };
-    if let Some(fields) = extension.config.as_ref().and_then(|config| message::read(config, schema, import)) {
+    let config = extension.config.as_ref().and_then(|config| message::read(config, schema, import));
+    let slow_start = config.and_then(|fields| {
         sizes(&fields, import);
-    }
+        slow_start_of(&fields, import)
+    });
     if matches!(found, Policy::Fixed(_)) {
         import.honour(&extension.place);
     }
-    Some(found)
+    Some(Chosen { policy: found, slow_start })
 }
 
 /// Listeners that send connections to one cluster.

@@ -43,7 +43,7 @@ pub(super) enum Kind {
 }
 
 /// Keys that only Envoy's v2 has, wherever they stand.
-pub(super) const V2_ONLY: [&str; 8] = [
+pub(super) const V2_ONLY: [&str; 9] = [
     "config",
     "hosts",
     "tls_context",
@@ -52,6 +52,7 @@ pub(super) const V2_ONLY: [&str; 8] = [
     "drain_connections_on_host_removal",
     "disable_overprovisioning",
     "build_version",
+    "use_http2",
 ];
 
 pub(super) const DURATION: Kind = Kind::Duration { least_ms: 0 };

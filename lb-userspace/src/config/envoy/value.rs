@@ -216,3 +216,18 @@ pub(super) fn settle(entry: &Entry<'_>, duration: Duration, import: &mut Import<
     import.honour(entry);
     Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
+
+/// The same, and no less than `least`.
+pub(super) fn settle_from(
+    entry: &Entry<'_>,
+    duration: Duration,
+    least: Duration,
+    import: &mut Import<'_>,
+) -> Duration {
+    if duration < least {
+        let shown = humantime::format_duration(least);
+        import.approximate(entry, format!("{shown}, the shortest that Headgate takes"));
+        return least;
+    }
+    settle(entry, duration, import)
+}

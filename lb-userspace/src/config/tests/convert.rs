@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::MINIMAL;
+use crate::config::convert::write;
 use crate::config::{Verdict, convert, parse};
 use crate::model::Config;
 
@@ -107,6 +108,58 @@ listeners:
 fn a_native_file_is_not_converted() {
     let errors = convert(MINIMAL, "native.yaml").unwrap_err().to_string();
     assert!(errors.starts_with("native.yaml: a native configuration already"), "{errors}");
+}
+
+#[test]
+fn every_key_of_a_native_cluster_is_written() {
+    let text = r#"
+listeners: [{ name: l, address: 127.0.0.2:80, cluster: a }]
+clusters:
+  - name: a
+    discovery:
+      type: static
+      hosts:
+        - { address: "10.0.0.7:80", weight: 2, priority: 1, node: n1, health_check: { port: 1, address: "::1", host: a } }
+        - { address: "10.0.0.8:80", health_check: false }
+    health_check:
+      { type: https, port: 5, interval: 3s, timeout: 2s, unhealthy: 3, healthy: 4, jitter: 1s, jitter_percent: 5,
+        initial_jitter: 2s, no_traffic_interval: 60s, no_traffic_healthy_interval: 70s, unhealthy_interval: 4s,
+        unhealthy_edge_interval: 5s, healthy_edge_interval: 6s, path: "/a?b=%20c", host: "a b", method: POST,
+        headers: { a!: ["1", x], y: "2" }, send: { hex: "00" }, expect_status: [204, "300-399"],
+        retry_status: ["500-599"], expect_body: [a, { hex: ff }], body_limit: 9, http2: true, ca: /a b, sni: c.d,
+        verify: false }
+    outlier:
+      { consecutive_failures: 0, enforcing: 1, interval: 1s, ejection: 2s, max_ejection: 3s, jitter: 4s,
+        max_ejection_percent: 5, always_eject_one: true, uneject_by_probe: false,
+        success_rate: { minimum_hosts: 1, request_volume: 2, stdev_factor: 0.05, enforcing: 3 },
+        failure_percentage: { threshold: 1, minimum_hosts: 2, request_volume: 3, enforcing: 4 } }
+    panic_threshold: 0
+    slow_start: { window: 1m, aggression: 2.5, min_weight_percent: 3 }
+    prefer_local: node
+    overprovisioning_percent: 100
+    keep_while_healthy: true
+    on_removed: keep
+    on_unhealthy: reset
+    drain_timeout: 1s
+  - name: b
+    discovery:
+      type: strict_dns
+      hold_nx: 1s
+      hosts: ["a:80", { address: "b:80", priority: 1, health_check: { host: c } }]
+    health_check: { type: grpc, service: s, authority: a, headers: { b: c }, tls: true }
+    outlier: false
+    slow_start: 30s
+    on_removed: reset
+    on_unhealthy: drain
+  - name: c
+    discovery: { type: static, hosts: [] }
+    health_check: { type: tcp, jitter_percent: 0, send: "a\r\n\tb", receive: [{ hex: "7f" }, "é"] }
+  - { name: d, discovery: { type: static, hosts: [] }, health_check: { type: istio } }
+"#;
+    let config = parse(text, "native.yaml").unwrap_or_else(|errors| panic!("{errors}")).config;
+    let written = write(&config, &[]);
+    let again = parse(&written, "written.yaml").unwrap_or_else(|errors| panic!("{errors}\n{written}")).config;
+    assert_eq!(again, config, "{written}");
 }
 
 fn optional(value: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {

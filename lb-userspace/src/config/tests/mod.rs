@@ -1,16 +1,17 @@
-//! Whole files; `discovery` has what is of DNS, `observed` the admin port and the logs, `refused` the classes of bad
+//! Whole files; `discovery` has what is of DNS, `health` what is of health checks, `observed` the admin port and the logs, `refused` the classes of bad
 //! input, `bounds` what is too large, `convert` what Envoy's files become.
 
 mod bounds;
 mod convert;
 mod discovery;
+mod health;
 mod observed;
 mod refused;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{ConfigError, ConfigErrors, Loaded, Place, load, parse};
+use super::{ConfigError, ConfigErrors, Loaded, Place, load, outlier, parse};
 use crate::model::{
     Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode, OnLeaving, WeightedCluster,
 };
@@ -94,7 +95,7 @@ fn minimal_file_has_the_defaults() {
         max_connections: None,
         stat_name: None,
         health_check: None,
-        outlier: None,
+        outlier: Some(outlier::DEFAULT),
         panic_threshold: 50,
         slow_start: None,
         prefer_local_node: false,
@@ -226,14 +227,14 @@ listeners:
 clusters:
   - name: gateway
     discovery: { type: static, hosts: [7] }
-    health_check: { type: tcp }
+    health_check: { type: udp }
 ",
         "bad.yaml",
     )
     .unwrap_err();
     let shown = errors.to_string();
     let begins: Vec<&str> = shown.lines().map(|line| line.split(": ").next().unwrap()).collect();
-    let places = ["bad.yaml:3:14", "bad.yaml:4:14", "bad.yaml:5:19", "bad.yaml:8:40", "bad.yaml:9:5"];
+    let places = ["bad.yaml:3:14", "bad.yaml:4:14", "bad.yaml:5:19", "bad.yaml:8:40", "bad.yaml:9:27"];
     assert_eq!(begins, places, "{shown}");
 }
 

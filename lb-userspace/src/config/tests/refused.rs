@@ -252,17 +252,6 @@ fn bad_datapath_values() {
 
 #[test]
 fn what_is_not_supported_yet() {
-    let cases = [
-        ("health_check: { type: tcp }", 5, "health_check"),
-        ("outlier: { ejection: 30s }", 5, "outlier"),
-        ("panic_threshold: 50", 5, "panic_threshold"),
-        ("slow_start: 5s", 17, "slow_start"),
-        ("on_removed: reset", 17, "on_removed"),
-        ("on_unhealthy: reset", 19, "on_unhealthy"),
-    ];
-    for (line, column, key) in cases {
-        refused(&cluster_with(line), 8, column, &format!("clusters[0].{key}"), "not supported yet");
-    }
     refused(
         &listener_with("max_connections: 10"),
         5,

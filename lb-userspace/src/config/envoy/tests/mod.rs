@@ -1,6 +1,8 @@
-//! What becomes of the keys of an Envoy bootstrap; `clusters` has those of a cluster, `refused` what is unsafe to ignore.
+//! What becomes of the keys of an Envoy bootstrap; `clusters` has those of a cluster, `health` those of
+//! its health, `refused` what is unsafe to ignore.
 
 mod clusters;
+mod health;
 mod refused;
 
 use std::time::Duration;
@@ -244,10 +246,14 @@ fn what_has_no_effect_is_ignored() {
 
 #[test]
 fn a_cluster_that_no_listener_uses_may_be_what_is_not_supported() {
-    let more = Bootstrap::more_cluster("xds", "health_checks: [{}]\n    type: EDS");
+    let more = Bootstrap::more_cluster(
+        "xds",
+        "health_checks: [{ timeout: 1s, interval: 1s, unhealthy_threshold: 1, \
+                                          healthy_threshold: 1, custom_health_check: { name: a } }]\n    type: EDS",
+    );
     let loaded = Bootstrap { more: &more, ..Bootstrap::default() }.ok();
     assert_eq!(loaded.config.clusters.len(), 1);
-    ignored(&loaded, "clusters[1].health_checks");
+    ignored(&loaded, "clusters[1].health_checks[0].custom_health_check");
     assert!(loaded.warnings.iter().any(|warning| warning.message.contains("the cluster xds is left out")));
     // But not what Envoy rejects.
     let more = Bootstrap::more_cluster("xds", "connect_timeout: 0s");

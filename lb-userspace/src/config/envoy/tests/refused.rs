@@ -71,8 +71,11 @@ fn of_tcp_proxy() {
 #[test]
 fn of_a_cluster() {
     let cluster = |cluster| Bootstrap { cluster, ..NONE };
-    refused(cluster("health_checks: [{}]"), "clusters[0].health_checks", "not supported yet");
-    refused(cluster("outlier_detection: {}"), "clusters[0].outlier_detection", "not supported yet");
+    refused(cluster("outlier_detection: { monitors: [{}] }"), "outlier_detection.monitors", "not supported");
+    let panic = "common_lb_config: { zone_aware_lb_config: { fail_traffic_on_panic: true } }";
+    refused(cluster(panic), "zone_aware_lb_config.fail_traffic_on_panic", "all backends are used");
+    let change = "common_lb_config: { close_connections_on_host_set_change: true }";
+    refused(cluster(change), "close_connections_on_host_set_change", "of all backends");
     refused(cluster("type: EDS"), "clusters[0].type", "EDS");
     refused(cluster("type: ORIGINAL_DST"), "clusters[0].type", "ORIGINAL_DST");
     refused(cluster("upstream_bind_config: {}"), "upstream_bind_config", "datapath.snat_addresses");
@@ -82,18 +85,14 @@ fn of_a_cluster() {
         "locality_weighted",
         "not supported yet",
     );
-    refused(
-        cluster("round_robin_lb_config: { slow_start_config: {} }"),
-        "slow_start_config",
-        "not supported yet",
-    );
     let zero = "circuit_breakers: { thresholds: [{ max_connections: 0 }] }";
     refused(cluster(zero), "max_connections", "lets no connection through");
     let none = Bootstrap { discovery: Some("type: STRICT_DNS"), ..NONE };
     refused(none, "clusters[0]", "no name to ask for");
-    let priority = super::STATIC.replace("[{ lb_endpoints", "[{ priority: 1, lb_endpoints");
-    let priority = Bootstrap { discovery: Some(&priority), ..NONE };
-    refused(priority, "endpoints[0].priority", "priorities are not supported yet");
+    let weighted =
+        super::STATIC.replace("endpoints: [", "policy: { weighted_priority_health: true }, endpoints: [");
+    let weighted = Bootstrap { discovery: Some(&weighted), ..NONE };
+    refused(weighted, "load_assignment.policy.weighted_priority_health", "share of its backends");
 }
 
 #[test]
