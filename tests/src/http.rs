@@ -86,7 +86,7 @@ impl Connection {
     pub fn upload(&mut self, payload: &Payload, name: &str) -> Result<()> {
         let length = format!("Content-Length: {}\r\n", payload.bytes);
         self.request(&format!("PUT /upload/{name}"), &length)?;
-        std::io::copy(&mut File::open(payload.path())?, self.stream.get_mut()).context("body")?;
+        io::copy(&mut File::open(payload.path())?, self.stream.get_mut()).context("body")?;
         self.receive().map(drop)
     }
 
