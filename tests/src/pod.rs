@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
+use crate::cmd::{output, wait_for};
 use crate::netns::Namespace;
 use crate::nginx::{MEMORY, Nginx};
 use crate::topology::BACKEND_HTTP;
@@ -67,11 +69,16 @@ impl<'a> Pod<'a> {
         self.namespace.signal(Signal::STOP)
     }
 
-    /// Its processes are killed: with a FIN on connections whose requests it had read, with a RST on the others.
+    /// Its processes are killed: with a FIN on connections whose requests it had read, with a RST on the others. Waits until
+    /// nothing is open or accepted any more, which is a little after the processes seem gone.
     pub fn die(&mut self) -> Result<()> {
         self.namespace.kill_all()?;
         self.nginx = None;
-        Ok(())
+        wait_for(&format!("the sockets of {} are closed", self.name), Duration::from_secs(10), || {
+            let left = self.sockets(&["listening", "established"])?;
+            ensure!(left == 0, "{left} are open");
+            Ok(())
+        })
     }
 
     /// Until [`Pod::mend`].
@@ -86,9 +93,15 @@ impl<'a> Pod<'a> {
 
     /// Connections to its web server, also those that it has not accepted yet.
     pub fn open_connections(&self) -> Result<usize> {
-        let filter = format!("sport = :{BACKEND_HTTP}");
-        let text = self.namespace.run("ss", &["-Htn", "state", "established", &filter])?;
-        Ok(text.lines().count())
+        self.sockets(&["established"])
+    }
+
+    /// Sockets on its web server's port in one of these states.
+    fn sockets(&self, states: &[&str]) -> Result<usize> {
+        let mut command = self.namespace.command("ss");
+        command.arg("-Htn").args(states.iter().flat_map(|state| ["state", *state]));
+        command.arg(format!("sport = :{BACKEND_HTTP}"));
+        Ok(output(&mut command)?.lines().count())
     }
 
     /// In nginx's own directory, which goes with it.
