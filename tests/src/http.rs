@@ -20,7 +20,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Failures that are described one by one; the rest is counted.
 const DESCRIBED: usize = 5;
 
-/// The connection ended before a byte of the answer had come: the context of such errors, by which they are told from others.
+/// The connection ended before a byte of the answer had come: the context of such errors, by which they are told from
+/// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered;
 

@@ -71,7 +71,7 @@ impl Nginx {
         Ok(nginx)
     }
 
-    /// Ends it as its operator would: it takes no more connections, closes those that are idle and the others with their
+    /// Ends it as its operator would: it takes no more connections, closes those that are idle, the others with their
     /// answer, and is gone.
     pub fn quit(mut self) -> Result<()> {
         kill_process(Pid::from_child(&self.child), Signal::QUIT)?;

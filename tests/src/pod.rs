@@ -25,7 +25,8 @@ pub enum Fault {
     Refuses,
 }
 
-/// A gateway in `namespace`: nginx on port 8080, and on 15021 `/healthz/ready` with 200 or 503. It outlives its processes.
+/// A gateway in a namespace: nginx on port 8080, and on 15021 `/healthz/ready` with 200 or 503. It outlives its
+/// processes.
 #[derive(Debug)]
 pub struct Pod<'a> {
     pub name: String,
@@ -69,8 +70,8 @@ impl<'a> Pod<'a> {
         self.namespace.signal(Signal::STOP)
     }
 
-    /// Its processes are killed: with a FIN on connections whose requests it had read, with a RST on the others. Waits until
-    /// nothing is open or accepted any more, which is a little after the processes seem gone.
+    /// Its processes are killed: with a FIN on connections whose requests it had read, with a RST on the others. Waits
+    /// until nothing is open or accepted any more, which is a little after the processes seem gone.
     pub fn die(&mut self) -> Result<()> {
         self.namespace.kill_all()?;
         self.nginx = None;

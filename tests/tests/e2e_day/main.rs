@@ -2,8 +2,8 @@
 //! refuse, are not ready and die, DNS fails, a backend and the node are drained. No request fails, but for those that a
 //! gateway took with it. Prints what the agent decided, why, and how long it took.
 //!
-//! The clients are as real ones: a request on a kept connection that ends before an answer begins is sent once more. The
-//! gateways are restarted as Kubernetes does it, by the clock: nobody waits for the balancer there.
+//! The clients are as real ones: a request on a kept connection that ends before an answer begins is sent once more.
+//! The gateways are restarted as Kubernetes does it, by the clock: nobody waits for the balancer there.
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 mod day;
