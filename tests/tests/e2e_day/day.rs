@@ -206,6 +206,7 @@ fn is_one_of(state: &Value, states: &[&str]) -> bool {
     state.as_str().is_some_and(|state| states.contains(&state))
 }
 
+/// Readiness knows nothing of a gateway that refuses, so a probe that succeeds must not take it back at once.
 fn config(setup: Setup, log: &Path) -> String {
     format!(
         r#"datapath: {{ mode: {mode}, interfaces: auto, max_flows: 65536 }}
@@ -220,7 +221,7 @@ clusters:
     connect_timeout: 1s
     connect_attempts: 3
     health_check: {{ type: istio, interval: 500ms, timeout: 500ms, unhealthy: 2, healthy: 2 }}
-    outlier: {{ consecutive_failures: 3, ejection: 2s, max_ejection_percent: 50 }}
+    outlier: {{ consecutive_failures: 3, ejection: 2s, max_ejection_percent: 50, uneject_by_probe: false }}
     panic_threshold: 30
     on_unhealthy: keep
     on_removed: drain
