@@ -37,12 +37,18 @@ pub struct Cluster {
 impl Cluster {
     /// With no records yet. resolv.conf names dnsmasq and asks once, for a second.
     pub fn start(setup: Setup) -> Result<Self> {
+        let mut cluster = Self::without_servers(setup)?;
+        cluster._nginx = start_nginx(&cluster.topology, None)?;
+        Ok(cluster)
+    }
+
+    /// The same with nothing on the backends.
+    pub fn without_servers(setup: Setup) -> Result<Self> {
         let topology = Topology::new(&setup.options())?;
-        let nginx = start_nginx(&topology, None)?;
         let dns = Dnsmasq::start(&topology.lb, Ipv4Addr::LOCALHOST.into())?;
         let directory = std::env::temp_dir().join(format!("{}-resolv", topology.name));
         fs::create_dir_all(&directory)?;
-        let cluster = Self { dns, _nginx: nginx, directory, topology };
+        let cluster = Self { dns, _nginx: Vec::new(), directory, topology };
         cluster.write_resolv_conf("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")?;
         Ok(cluster)
     }

@@ -2,13 +2,14 @@
 //! something happens.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Barrier;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::netns::Namespace;
@@ -18,6 +19,17 @@ use crate::payload::{Payload, sha256_of};
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Failures that are described one by one; the rest is counted.
 const DESCRIBED: usize = 5;
+
+/// The connection ended before a byte of the answer had come: the context of such errors, by which they are told from
+/// others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unanswered;
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the connection ended before any answer")
+    }
+}
 
 /// One connection.
 #[derive(Debug)]
@@ -75,7 +87,7 @@ impl Connection {
     pub fn upload(&mut self, payload: &Payload, name: &str) -> Result<()> {
         let length = format!("Content-Length: {}\r\n", payload.bytes);
         self.request(&format!("PUT /upload/{name}"), &length)?;
-        std::io::copy(&mut File::open(payload.path())?, self.stream.get_mut()).context("body")?;
+        io::copy(&mut File::open(payload.path())?, self.stream.get_mut()).context("body")?;
         self.receive().map(drop)
     }
 
@@ -86,7 +98,7 @@ impl Connection {
 
     fn request(&mut self, what: &str, headers: &str) -> Result<()> {
         let request = format!("{what} HTTP/1.1\r\nHost: headgate\r\n{headers}\r\n");
-        self.stream.get_mut().write_all(request.as_bytes()).context("request")
+        self.stream.get_mut().write_all(request.as_bytes()).map_err(unanswered).context("request")
     }
 
     fn send(&mut self, connection: &str) -> Result<()> {
@@ -101,6 +113,9 @@ impl Connection {
 
     /// Status line and headers of an answer; the length of its body.
     fn head(&mut self) -> Result<u64> {
+        if self.stream.fill_buf().map_err(unanswered)?.is_empty() {
+            bail!(Unanswered);
+        }
         let status = self.line().context("status line")?;
         ensure!(status.starts_with("HTTP/1.1 2"), "answer {status:?}");
         let mut length = 0;
@@ -123,6 +138,16 @@ impl Connection {
             bail!("the connection was closed");
         }
         Ok(line.trim_end().to_owned())
+    }
+}
+
+/// Of an error where no answer has begun. A time limit that is over is no end of the connection.
+fn unanswered(error: io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
+            Error::new(error).context(Unanswered)
+        }
+        _ => error.into(),
     }
 }
 

@@ -75,6 +75,20 @@ impl Namespace {
         })
     }
 
+    /// Sends a signal to every process in here, found by the namespace.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        for pid in pids(&self.name)? {
+            // It may have ended in between.
+            let _ = kill_process(pid, signal);
+        }
+        Ok(())
+    }
+
+    /// Ends every process in here, without a word to it, and waits until they are gone.
+    pub fn kill_all(&self) -> Result<()> {
+        kill_all(&self.name)
+    }
+
     /// A counter of /proc/net/netstat (`TcpExt`, `IpExt`) or /proc/net/snmp (`Tcp`, `Ip`, …) in here.
     pub fn counter(&self, group: &str, name: &str) -> Result<u64> {
         // Two lines a group, the names and the values, each starting with "Group:".
@@ -107,6 +121,11 @@ pub fn command(namespace: &str, program: impl AsRef<OsStr>) -> Command {
 
 /// Ends every process whose network namespace this is (found by namespace, never by name) and deletes it.
 pub fn delete(name: &str) -> Result<()> {
+    kill_all(name)?;
+    run("ip", &["netns", "del", name]).map(drop)
+}
+
+fn kill_all(name: &str) -> Result<()> {
     wait_for(&format!("processes in {name} end"), Duration::from_secs(5), || {
         let pids = pids(name)?;
         for &pid in &pids {
@@ -115,8 +134,7 @@ pub fn delete(name: &str) -> Result<()> {
         }
         ensure!(pids.is_empty(), "{} still run", pids.len());
         Ok(())
-    })?;
-    run("ip", &["netns", "del", name]).map(drop)
+    })
 }
 
 /// The names of the existing namespaces that start with `prefix`.

@@ -7,6 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cmd::wait_for;
 use crate::netns::Namespace;
@@ -30,10 +31,20 @@ pub struct Nginx {
 impl Nginx {
     /// Starts it in `namespace` and waits until it answers. Uploads are kept in memory (/dev/shm).
     pub fn start(namespace: &Namespace, name: &str, payload: Option<&Payload>) -> Result<Self> {
+        Self::start_with(namespace, name, payload, "")
+    }
+
+    /// The same with more `server` blocks.
+    pub fn start_with(
+        namespace: &Namespace,
+        name: &str,
+        payload: Option<&Payload>,
+        servers: &str,
+    ) -> Result<Self> {
         let directory = Path::new(MEMORY).join(namespace.name());
         fs::create_dir_all(directory.join("upload"))?;
         let config = directory.join("nginx.conf");
-        fs::write(&config, config_text(&directory, name, payload))?;
+        fs::write(&config, config_text(&directory, name, payload, servers))?;
         let child = namespace
             .command("nginx")
             .arg("-p")
@@ -60,6 +71,14 @@ impl Nginx {
         Ok(nginx)
     }
 
+    /// Ends it as its operator would: it takes no more connections, closes those that are idle, the others with their
+    /// answer, and is gone.
+    pub fn quit(mut self) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::QUIT)?;
+        let gone = || self.child.try_wait()?.context("it runs");
+        wait_for(&format!("nginx of {} has quit", self.name), Duration::from_secs(10), gone).map(drop)
+    }
+
     /// Where `PUT /upload/NAME` puts its body.
     pub fn upload(&self, name: &str) -> PathBuf {
         self.directory.join("upload").join(name)
@@ -68,17 +87,17 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // nginx ends its workers at SIGTERM; the namespace kills what is left.
-        let _ = rustix::process::kill_process(
-            rustix::process::Pid::from_child(&self.child),
-            rustix::process::Signal::TERM,
-        );
-        let _ = self.child.wait();
+        // The id of one that has been waited for may be another's by now.
+        if let Ok(None) = self.child.try_wait() {
+            // nginx ends its workers at SIGTERM; the namespace kills what is left.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let _ = self.child.wait();
+        }
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
-fn config_text(directory: &Path, name: &str, payload: Option<&Payload>) -> String {
+fn config_text(directory: &Path, name: &str, payload: Option<&Payload>, servers: &str) -> String {
     let directory = directory.display();
     let big = payload.map_or_else(String::new, |payload| {
         format!("location = /big {{ default_type application/octet-stream; alias {}; }}", payload.path())
@@ -105,6 +124,7 @@ fn config_text(directory: &Path, name: &str, payload: Option<&Payload>) -> Strin
                 location /upload/ {{ alias {directory}/upload/; dav_methods PUT; }}
                 {big}
             }}
+            {servers}
         }}
         "
     )

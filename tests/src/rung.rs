@@ -52,6 +52,15 @@ impl Totals {
         totals
     }
 
+    /// Connections on `rung`.
+    pub fn by(self, rung: Rung) -> u64 {
+        match rung {
+            Rung::Xdp => self.xdp,
+            Rung::Tc => self.tc,
+            Rung::Proxy => self.proxy,
+        }
+    }
+
     pub fn sum(self) -> u64 {
         self.xdp + self.tc + self.proxy
     }

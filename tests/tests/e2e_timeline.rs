@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::ensure;
 use lb_tests::agent::Agent;
@@ -18,6 +18,7 @@ use lb_tests::load::{Clients, Load};
 use lb_tests::rung::Rung;
 use lb_tests::scenario::Setup;
 use lb_tests::second_link::{SecondLink, Way};
+use lb_tests::timeline::Printout;
 use lb_tests::topology::{Family, HTTP};
 use serde_json::Value;
 
@@ -141,7 +142,7 @@ fn no_request_fails_on_xdp() {
         assert!(run.load.record().by("b2") > before + 50, "b2 serves on");
     });
 
-    let (began, elsewhere) = (timeline.began, timeline.elsewhere);
+    let (began, elsewhere) = (timeline.printout.began, timeline.elsewhere);
     let record = load.stop().unwrap();
     println!(
         "in {:.1} s {} requests on {} connections, and {elsewhere} on other addresses: {} failed",
@@ -150,11 +151,7 @@ fn no_request_fails_on_xdp() {
         record.connections,
         record.failures.len()
     );
-    let failures = record.failures.iter();
-    let failures: Vec<_> = failures
-        .map(|failure| format!("{:.1} s: {}", failure.at.duration_since(began).as_secs_f64(), failure.why))
-        .collect();
-    assert!(failures.is_empty(), "{} failed: {failures:#?}", failures.len());
+    record.require_no_failure(began).unwrap();
 }
 
 fn config(lb_policy: &str, with_added: bool) -> String {
@@ -178,9 +175,7 @@ listeners:
 /// What is printed: each change, what the agent made of it, and how the clients fared.
 struct Timeline<'a> {
     run: Run<'a>,
-    began: Instant,
-    /// Events that were printed.
-    seen: Vec<Value>,
+    printout: Printout,
     /// Requests of other clients than the load from first to last.
     elsewhere: u64,
 }
@@ -188,32 +183,19 @@ struct Timeline<'a> {
 impl<'a> Timeline<'a> {
     fn new(cluster: &'a Cluster, agent: &'a Agent, load: &'a Load) -> Self {
         let run = Run { cluster, agent, load, elsewhere: 0, may_leave_xdp: false };
-        Self { run, began: Instant::now(), seen: Vec::new(), elsewhere: 0 }
+        Self { run, printout: Printout::default(), elsewhere: 0 }
     }
 
     fn phase(&mut self, what: &str, change: impl FnOnce(&mut Run<'a>)) {
-        println!("{:>7.1} s  {what}", self.began.elapsed().as_secs_f64());
+        self.printout.begin(what);
         let before = self.run.agent.totals().unwrap();
         let without_port = no_port(&self.run.agent.status().unwrap());
         self.run.may_leave_xdp = false;
         change(&mut self.run);
         self.elsewhere = self.run.elsewhere;
 
+        self.printout.events(self.run.agent).unwrap();
         let status = self.run.agent.status().unwrap();
-        for event in status["events"].as_array().unwrap() {
-            if !self.seen.contains(event) {
-                let word = |key: &str| event[key].as_str().unwrap_or("-").to_owned();
-                println!(
-                    "           agent: {} {}: {} -> {}: {}",
-                    word("cluster"),
-                    word("endpoint"),
-                    word("from"),
-                    word("to"),
-                    word("why")
-                );
-                self.seen.push(event.clone());
-            }
-        }
         let record = self.run.load.record();
         let totals = self.run.agent.totals().unwrap().sum();
         println!(

@@ -1,13 +1,21 @@
 //! The harness itself, over plain routing with no agent: what the end-to-end tests rest on.
+#![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
-use lb_tests::cmd::run;
+use anyhow::ensure;
+use lb_tests::cmd::{run, wait_for};
 use lb_tests::faults::{Faults, casualties, install};
-use lb_tests::http::{Connection, Outcome, concurrent, parallel, sequential};
+use lb_tests::http::{Connection, Kept, Outcome, Unanswered, concurrent, parallel, sequential};
+use lb_tests::load::{Clients, Ended, Load};
 use lb_tests::netns;
+use lb_tests::netns::Namespace;
 use lb_tests::payload::{Payload, sha256_of_file};
+use lb_tests::pod::{Fault, Pod, READINESS};
 use lb_tests::scenario::start_nginx;
 use lb_tests::topology::{Family, Options, Topology, xdp_modes};
 use lb_tests::{curl, nginx::Nginx};
@@ -125,4 +133,74 @@ fn nothing_stays_behind() {
     assert!(!directory.exists());
     let pins = run("ls", &["/sys/fs/bpf"]).unwrap();
     assert!(!pins.contains(&name), "{pins}");
+}
+
+/// What the client hears from a pod's readiness, if anything.
+fn readiness(client: &Namespace) -> Option<String> {
+    let url = format!("http://{}/healthz/ready", SocketAddr::new(Family::V4.backend(1).ip(), READINESS));
+    client.run("curl", &["-s", "-m", "1", "-o", "/dev/null", "-w", "%{http_code}", &url]).ok()
+}
+
+/// How a new connection to a pod's web server fails, if it does.
+fn connecting(client: &Namespace) -> Option<ErrorKind> {
+    let connect = || TcpStream::connect_timeout(&Family::V4.backend(1), Duration::from_millis(500));
+    client.within(connect).unwrap().err().map(|error| error.kind())
+}
+
+/// Until a pod has so many connections.
+fn wait_open(pod: &Pod<'_>, count: usize) {
+    wait_for(&format!("{count} connections"), Duration::from_secs(10), || {
+        let open = pod.open_connections()?;
+        ensure!(open == count, "{open} are open");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn pods_live_and_fail() {
+    let topology = Topology::new(&routed()).unwrap();
+    let client = &topology.client;
+    let mut pod = Pod::start(&topology.backends[0], "b1").unwrap();
+    let mut kept = Kept::open_in(client, Family::V4.backend(1)).unwrap();
+    assert_eq!((connecting(client), readiness(client).as_deref()), (None, Some("200")));
+    assert_eq!(kept.name, "b1");
+
+    pod.set_ready(false).unwrap();
+    assert_eq!((connecting(client), readiness(client).as_deref()), (None, Some("503")));
+    pod.set_ready(true).unwrap();
+
+    pod.break_by(Fault::Hangs).unwrap();
+    assert_eq!((connecting(client), readiness(client)), (Some(ErrorKind::TimedOut), None));
+    kept.check().unwrap();
+    pod.mend().unwrap();
+
+    pod.break_by(Fault::Refuses).unwrap();
+    let refused = Some(ErrorKind::ConnectionRefused);
+    assert_eq!((connecting(client), readiness(client).as_deref()), (refused, Some("200")));
+    kept.check().unwrap();
+    pod.mend().unwrap();
+
+    assert_eq!((connecting(client), readiness(client).as_deref()), (None, Some("200")));
+    wait_open(&pod, 1);
+    pod.quit().unwrap();
+    assert!(kept.check().unwrap_err().is::<Unanswered>(), "an idle connection is closed");
+    assert_eq!((connecting(client), readiness(client)), (refused, None));
+    pod.launch().unwrap();
+    assert_eq!((connecting(client), readiness(client).as_deref()), (None, Some("503")), "it starts anew");
+
+    let clients = Clients { held: 2, keep_alive: 0, one_shot: 2 };
+    let load = Load::start_with(client, Family::V4.backend(1), clients, Ended::IsRetried).unwrap();
+    wait_for("the load is on", Duration::from_secs(10), || {
+        ensure!(load.record().requests() > 100, "{:?}", load.record());
+        Ok(())
+    })
+    .unwrap();
+    pod.freeze().unwrap();
+    // Every client waits for its answer.
+    wait_open(&pod, 4);
+    pod.die().unwrap();
+    assert_eq!((connecting(client), pod.open_connections().unwrap()), (refused, 0));
+    let record = load.stop().unwrap();
+    assert_eq!(record.retried, 2, "{record:?}");
 }

@@ -22,8 +22,8 @@ use crate::{
 
 /// The step that makes `target/release/headgate`, which the suites start.
 const BUILD: &str = "build";
-/// The suite that prints a timeline of what happens to a cluster and its node under load: always shown, too.
-const TIMELINE: &str = "e2e_timeline";
+/// The suites that print a timeline of what happens to a cluster and its node under load: always shown, too.
+const TIMELINES: [&str; 2] = ["e2e_day", "e2e_timeline"];
 /// The step that boots other kernels.
 const KERNELS: &str = "kernels";
 
@@ -251,7 +251,7 @@ fn steps(workspace: &Workspace, test_args: &[String]) -> Result<Vec<Step>> {
     steps.push(rooted("unit-suites", "unit tests of their harness", suite(&["--lib", "--bins"])));
     for name in suites(&workspace.root.join("tests/tests"))? {
         let mut test = suite(&["--test", &name, "--", "--test-threads=1"]);
-        if [STATISTICS, TIMELINE].contains(&name.as_str()) {
+        if name == STATISTICS || TIMELINES.contains(&name.as_str()) {
             test.arg("--nocapture");
         }
         test.args(test_args);
