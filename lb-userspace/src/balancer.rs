@@ -17,6 +17,9 @@ use crate::endpoints::Endpoints;
 use crate::model::{Cluster, LbPolicy};
 use crate::proxy::{Backend, BackendTotals, Balancer};
 
+/// Draws for an attempt that should go to another backend than those before.
+const DRAWS: u32 = 4;
+
 /// A cluster as the proxy sees it. Its content changes while connections are being made.
 pub struct ClusterBalancer {
     name: Arc<str>,
@@ -133,6 +136,13 @@ impl Attempts {
 }
 
 impl Table {
+    /// Whether a backend was not tried, and is for clients of the same family.
+    fn may_take_the_place(&self, other: &Backend, of: &Backend, tried: &[SocketAddr]) -> bool {
+        !tried.contains(&other.address)
+            && (other.address.is_ipv6() == of.address.is_ipv6()
+                || Arc::ptr_eq(&self.slots[0], &self.slots[1]))
+    }
+
     fn new(cluster: &Cluster, endpoints: &Endpoints, known: &HashMap<SocketAddr, Arc<Backend>>) -> Self {
         let backend =
             |address| known.get(&address).cloned().unwrap_or_else(|| Arc::new(Backend::new(address)));
@@ -175,7 +185,7 @@ impl Balancer for ClusterBalancer {
         &self.open
     }
 
-    fn pick(&self, client: SocketAddr, local: SocketAddr, attempt: u32) -> Option<Arc<Backend>> {
+    fn pick(&self, client: SocketAddr, local: SocketAddr, tried: &[SocketAddr]) -> Option<Arc<Backend>> {
         let table = self.table();
         let slots = &table.slots[local.is_ipv6() as usize];
         if slots.is_empty() {
@@ -183,7 +193,7 @@ impl Balancer for ClusterBalancer {
         }
         let (from, to) = (client.port().to_be(), local.port().to_be());
         let count = slots.len() as u32;
-        let draw = || match (client.ip(), local.ip()) {
+        let draw = |attempt| match (client.ip(), local.ip()) {
             (IpAddr::V4(client), IpAddr::V4(local)) => {
                 let key = Key::new(V4::from(client), V4::from(local), from, to);
                 self.position(table.policy, count, &key, attempt)
@@ -193,13 +203,28 @@ impl Balancer for ClusterBalancer {
                 self.position(table.policy, count, &key, attempt)
             }
         };
-        let drawn = || table.backends.get(slots[draw() as usize] as usize);
-        let first = drawn()?;
-        if table.policy == LbPolicy::LeastRequest {
-            let second = drawn()?;
-            return Some(Arc::clone(if second.open.sum() < first.open.sum() { second } else { first }));
+        let drawn = |attempt| table.backends.get(slots[draw(attempt) as usize] as usize);
+        let first_attempt = tried.len() as u32 * DRAWS;
+        let mut backend = drawn(first_attempt)?;
+        for attempt in first_attempt + 1..first_attempt + DRAWS {
+            if !tried.contains(&backend.address) {
+                break;
+            }
+            backend = drawn(attempt)?;
         }
-        Some(Arc::clone(first))
+        if tried.contains(&backend.address)
+            && let Some(other) =
+                table.backends.iter().find(|other| table.may_take_the_place(other, backend, tried))
+        {
+            backend = other;
+        }
+        if table.policy == LbPolicy::LeastRequest {
+            let second = drawn(first_attempt)?;
+            if !tried.contains(&second.address) && second.open.sum() < backend.open.sum() {
+                backend = second;
+            }
+        }
+        Some(Arc::clone(backend))
     }
 
     fn connect_timeout(&self) -> Duration {

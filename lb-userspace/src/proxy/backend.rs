@@ -15,11 +15,12 @@ pub trait Balancer: Send + Sync + 'static {
     /// Its open connections, and how many there may be.
     fn open(&self) -> &ActiveCount;
 
-    /// The backend for attempt number `attempt` (from 0) at the connection from `client` to `local`, the
-    /// address that the client connected to, also where the listener is a wildcard. `None`: there is none.
+    /// The backend for the next attempt at the connection from `client` to `local`, the address that the client connected
+    /// to, also where the listener is a wildcard: none of those that were `tried` before, as far as there are others. `None`:
+    /// there is none.
     ///
     /// Runs on a worker of the async runtime, so it must not block.
-    fn pick(&self, client: SocketAddr, local: SocketAddr, attempt: u32) -> Option<Arc<Backend>>;
+    fn pick(&self, client: SocketAddr, local: SocketAddr, tried: &[SocketAddr]) -> Option<Arc<Backend>>;
 
     /// For each attempt.
     fn connect_timeout(&self) -> Duration;

@@ -128,7 +128,7 @@ async fn connect(
         record.flags |= Flags::UH;
         record.local_close = Some(reason::NO_HEALTHY_UPSTREAM);
     });
-    let Some(first) = cluster.pick(flow.client, flow.vip, 0) else { return Err(failure) };
+    let Some(first) = cluster.pick(flow.client, flow.vip, &[]) else { return Err(failure) };
     let Some(admitted) = Admitted::new(cluster) else {
         return Err((Counter::Overflow, |record| {
             record.flags |= Flags::UO;
@@ -136,8 +136,9 @@ async fn connect(
         }));
     };
     let mut next = Some(first);
-    for attempt in 1..=listener.connect_attempts.unwrap_or_else(|| cluster.connect_attempts()).max(1) {
-        let Some(backend) = next.take().or_else(|| cluster.pick(flow.client, flow.vip, attempt - 1)) else {
+    for _ in 1..=listener.connect_attempts.unwrap_or_else(|| cluster.connect_attempts()).max(1) {
+        let Some(backend) = next.take().or_else(|| cluster.pick(flow.client, flow.vip, &flow.tried_so_far()))
+        else {
             break;
         };
         flow.trying(backend.address);

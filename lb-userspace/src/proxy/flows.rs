@@ -99,6 +99,11 @@ impl Flow {
         self.settled.get_or_init(|| self.started.elapsed());
     }
 
+    /// The backends that were tried.
+    pub(super) fn tried_so_far(&self) -> Vec<SocketAddr> {
+        self.tried().clone()
+    }
+
     fn tried(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
         self.tried.lock().expect("no holder panics")
     }

@@ -38,8 +38,8 @@ impl Balancer for InOrder {
         &self.open
     }
 
-    fn pick(&self, _client: SocketAddr, _local: SocketAddr, attempt: u32) -> Option<Arc<Backend>> {
-        self.backends.get(attempt as usize).cloned()
+    fn pick(&self, _client: SocketAddr, _local: SocketAddr, tried: &[SocketAddr]) -> Option<Arc<Backend>> {
+        self.backends.get(tried.len()).cloned()
     }
 
     fn connect_timeout(&self) -> Duration {
