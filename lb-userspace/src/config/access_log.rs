@@ -22,7 +22,7 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Vec<AccessLog> {
 }
 
 fn log(entry: &Entry<'_>, report: &mut Report) -> Option<AccessLog> {
-    let fields = entry.fields(&KNOWN, &[], report)?;
+    let fields = entry.fields(&KNOWN, report)?;
     let newline = fields.get("newline").map_or(Some(true), |entry| entry.boolean(report));
     let path = fields.get("path").map_or_else(|| Some(PathBuf::from(PATH)), |entry| file(&entry, report));
     let format = match fields.get("format") {

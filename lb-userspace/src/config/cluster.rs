@@ -105,7 +105,7 @@ impl ClusterDraft {
 }
 
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
-    let Some(fields) = entry.fields(&KEYS, &[], report) else { return ClusterDraft::default() };
+    let Some(fields) = entry.fields(&KEYS, report) else { return ClusterDraft::default() };
     let lb_policy =
         fields.get("lb_policy").and_then(|entry| entry.choice(&POLICIES, &[], report)).unwrap_or_default();
     ClusterDraft {

@@ -37,7 +37,7 @@ impl DatapathDraft {
 
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> DatapathDraft {
     let known = ["mode", "interfaces", "snat_ports", "snat_addresses", "max_flows"];
-    let Some(fields) = entry.fields(&known, &[], report) else { return DatapathDraft::default() };
+    let Some(fields) = entry.fields(&known, report) else { return DatapathDraft::default() };
     let modes = [("auto", Mode::Auto), ("xdp", Mode::Xdp), ("tc", Mode::Tc), ("proxy", Mode::Proxy)];
     // `auto` is the same as leaving the key out.
     let unless_auto = |name| fields.get(name).filter(|entry: &Entry<'_>| !entry.is_auto());

@@ -35,7 +35,7 @@ const KINDS: [(&str, Kind); 3] =
 /// `None` with something in `report`.
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Option<Discovery> {
     let known: Vec<&str> = ["type", "hosts"].into_iter().chain(DNS_KEYS).collect();
-    let fields = entry.fields(&known, &[], report)?;
+    let fields = entry.fields(&known, report)?;
     let kind = fields
         .require("type", "how the backends are found; accepted: static, strict_dns, logical_dns", report)?
         // The other keys depend on the type.
@@ -90,7 +90,7 @@ fn refresh_interval(entry: &Entry<'_>, report: &mut Report) -> Option<Duration> 
 }
 
 fn backoff(entry: &Entry<'_>, report: &mut Report) -> Option<Backoff> {
-    let fields = entry.fields(&["base", "max"], &[], report)?;
+    let fields = entry.fields(&["base", "max"], report)?;
     let base = fields.require("base", "the wait after a first failure", report)?;
     let base = refresh_interval(&base, report)?;
     let Some(entry) = fields.get("max") else {

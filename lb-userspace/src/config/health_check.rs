@@ -39,7 +39,7 @@ const KEYS: [&str; 14] = [
 /// `None` with something in `report`.
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Option<HealthCheck> {
     let known: Vec<&str> = KEYS.into_iter().chain(probe::KEYS.iter().map(|(key, _)| *key)).collect();
-    let fields = entry.fields(&known, &[], report)?;
+    let fields = entry.fields(&known, report)?;
     let words = probe::KINDS.map(|(word, _)| word).join(", ");
     let kind = fields
         .require("type", &format!("what the endpoints are asked; accepted: {words}"), report)?

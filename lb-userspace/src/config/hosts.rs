@@ -60,7 +60,7 @@ fn host<T>(entry: &Entry<'_>, kind: &Kind<'_, T>, report: &mut Report) -> Option
     }
     let known: Vec<&str> =
         ["address", "weight", "priority", "health_check"].iter().chain(kind.keys).copied().collect();
-    let fields = entry.fields(&known, &[], report)?;
+    let fields = entry.fields(&known, report)?;
     let weight = fields.get("weight").map_or(Some(1), |entry| entry.number("", 1..=256, report));
     let priority = fields.get("priority").map_or(Some(0), |entry| entry.number("", PRIORITIES, report));
     let node = fields.get("node").and_then(|entry| entry.name(report));
@@ -87,7 +87,7 @@ fn probe_place(entry: &Entry<'_>, report: &mut Report) -> Option<ProbePlace> {
             return None;
         }
     }
-    let fields = entry.fields(&KEYS, &[], report)?;
+    let fields = entry.fields(&KEYS, report)?;
     Some(ProbePlace {
         port: fields.get("port").and_then(|entry| entry.port(report)),
         address: fields.get("address").and_then(|entry| probe_address(&entry, report)),

@@ -66,7 +66,7 @@ fn unless_zero(duration: Duration) -> Option<Duration> {
 }
 
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ListenerDraft {
-    let Some(fields) = entry.fields(&KNOWN, &[], report) else { return ListenerDraft::default() };
+    let Some(fields) = entry.fields(&KNOWN, report) else { return ListenerDraft::default() };
     if let Some(entry) = fields.get("max_connections") {
         entry.no_limit(report);
     }
@@ -132,7 +132,7 @@ fn clusters(fields: &Fields<'_>, report: &mut Report) -> Vec<Located<WeightedClu
 }
 
 fn weighted_cluster(entry: &Entry<'_>, report: &mut Report) -> Option<Located<WeightedCluster>> {
-    let fields = entry.fields(&["name", "weight"], &[], report)?;
+    let fields = entry.fields(&["name", "weight"], report)?;
     let weight = fields.get("weight").map_or(Some(1), |entry| entry.number("", 1..=u32::MAX, report));
     let name = fields.require("name", "the name of the cluster", report)?.name(report)?;
     Some(Located {

@@ -8,7 +8,7 @@ const KNOWN: [&str; 5] = ["datapath", "listeners", "clusters", "admin", "access_
 
 /// `None` only with something in `report`.
 pub(super) fn read(root: &Entry<'_>, report: &mut Report) -> Option<Sections> {
-    let fields = root.fields(&KNOWN, &[], report)?;
+    let fields = root.fields(&KNOWN, report)?;
     Some(Sections {
         datapath: fields.get("datapath").map(|entry| datapath::read(&entry, report)).unwrap_or_default(),
         admin: fields.get("admin").and_then(|entry| admin::read(&entry, report)),

@@ -71,7 +71,7 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Option<Outlier> {
             return None;
         }
     }
-    let fields = entry.fields(&KEYS, &[], report)?;
+    let fields = entry.fields(&KEYS, report)?;
     let base_ejection = fields
         .get("ejection")
         .and_then(|entry| entry.positive_duration("ejects nothing: write outlier: false for that", report))
@@ -109,7 +109,7 @@ fn longest(fields: &Fields<'_>, base: Duration, report: &mut Report) -> Duration
 
 fn success_rate(entry: &Entry<'_>, report: &mut Report) -> Option<SuccessRate> {
     const KEYS: [&str; 4] = ["minimum_hosts", "request_volume", "stdev_factor", "enforcing"];
-    let fields = entry.fields(&KEYS, &[], report)?;
+    let fields = entry.fields(&KEYS, report)?;
     let SuccessRate { minimum_hosts, request_volume, stdev_factor, enforcing } = SUCCESS_RATE;
     Some(SuccessRate {
         minimum_hosts: number(&fields, "minimum_hosts", 0..=u32::MAX, minimum_hosts, report),
@@ -124,7 +124,7 @@ fn success_rate(entry: &Entry<'_>, report: &mut Report) -> Option<SuccessRate> {
 
 fn failure_percentage(entry: &Entry<'_>, report: &mut Report) -> Option<FailurePercentage> {
     const KEYS: [&str; 4] = ["threshold", "minimum_hosts", "request_volume", "enforcing"];
-    let fields = entry.fields(&KEYS, &[], report)?;
+    let fields = entry.fields(&KEYS, report)?;
     let FailurePercentage { threshold, minimum_hosts, request_volume, enforcing } = FAILURE_PERCENTAGE;
     Some(FailurePercentage {
         threshold: number(&fields, "threshold", PERCENTS, threshold, report),

@@ -5,7 +5,7 @@ use super::tree::{Entry, Report};
 /// The bytes, at least one.
 pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Option<Vec<u8>> {
     if entry.is_map() {
-        let fields = entry.fields(&["hex"], &[], report)?;
+        let fields = entry.fields(&["hex"], report)?;
         let entry = fields.require("hex", "the bytes, as in 00ff", report)?;
         let digits = entry.text("the bytes, as in \"00ff\"", report)?;
         let bytes = from_hex(digits).filter(|bytes| !bytes.is_empty());

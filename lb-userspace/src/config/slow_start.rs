@@ -15,7 +15,7 @@ pub(super) const PERCENTS: RangeInclusive<u32> = 0..=100;
 /// `None` where there is none.
 pub(super) fn read(entry: &Entry<'_>, policy: LbPolicy, report: &mut Report) -> Option<SlowStart> {
     let slow_start = if entry.is_map() {
-        let fields = entry.fields(&["window", "aggression", "min_weight_percent"], &[], report)?;
+        let fields = entry.fields(&["window", "aggression", "min_weight_percent"], report)?;
         let window = fields.require("window", "how long the share grows", report)?.duration(report)?;
         SlowStart {
             window,

@@ -120,9 +120,8 @@ impl<'a> Entry<'a> {
         self.refuse(format!("needs {expected}; found {found}"), report);
     }
 
-    /// The value as a mapping with the keys `known`. Every other key is refused: those of `later` as not
-    /// supported yet, the rest as unknown.
-    pub(super) fn fields(&self, known: &[&str], later: &[&str], report: &mut Report) -> Option<Fields<'a>> {
+    /// The value as a mapping with the keys `known`. Every other key is refused.
+    pub(super) fn fields(&self, known: &[&str], report: &mut Report) -> Option<Fields<'a>> {
         let Value::Map(entries) = self.value else {
             self.refuse_type(&format!("a mapping with the keys {}", known.join(", ")), report);
             return None;
@@ -135,10 +134,8 @@ impl<'a> Entry<'a> {
                 continue;
             }
             first_places.insert(name, key.place);
-            if later.contains(&name) {
-                report.add(key.place, &path, "not supported yet: remove the key");
-            } else if !known.contains(&name) {
-                let hint = report.hint(name, known.iter().chain(later).copied());
+            if !known.contains(&name) {
+                let hint = report.hint(name, known.iter().copied());
                 let known = known.join(", ");
                 report.add(key.place, &path, format!("unknown key{hint}; the keys here: {known}"));
             }

@@ -27,6 +27,7 @@ mod policy;
 mod probe;
 mod schema;
 mod slow_start;
+mod table_sizes;
 mod tcp_proxy;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use super::common_lb::{LOCALITIES, ONE_ZONE, ZONE_AWARE};
 use super::import::Import;
 use super::message::{self, Message};
 use super::schema::{Field, Kind, checked, ignored, read, refused};
-use super::{extension, slow_start, value};
+use super::{extension, slow_start, table_sizes, value};
 use crate::config::tree::Entry;
 use crate::model::{LbPolicy, SlowStart};
 
@@ -20,10 +20,7 @@ const POLICIES: &[&str] = &[
     "LOAD_BALANCING_POLICY_CONFIG",
 ];
 
-const MAX_RING: u64 = 8_388_608;
-const MAX_TABLE: u64 = 5_000_011;
 const TWO_CHOICES: &str = "Headgate takes the less loaded of two";
-const OWN_TABLE: &str = "Headgate's table has 65,537 entries";
 
 const LOCALITY_LB: Kind = Kind::Message(&[
     ignored("zone_aware_lb_config", ZONE_AWARE, ONE_ZONE),
@@ -143,7 +140,7 @@ fn old_settings(fields: &Message<'_>, policy: &str, import: &mut Import<'_>) -> 
         if let Some(entry) = fields.get(key)
             && let Some(fields) = message::read(entry, schema, import)
         {
-            sizes(&fields, import);
+            table_sizes::check(&fields, import);
             let found = slow_start_of(&fields, import);
             if word == policy {
                 slow_start = found;
@@ -159,37 +156,6 @@ fn slow_start_of(fields: &Message<'_>, import: &mut Import<'_>) -> Option<SlowSt
     let entry = fields.get("slow_start_config")?;
     import.honour(entry);
     slow_start::read_slow_start(entry, import)
-}
-
-/// The sizes of a ring or table, which have no effect but may be wrong.
-fn sizes(fields: &Message<'_>, import: &mut Import<'_>) {
-    let mut size = |key, most| {
-        let entry = fields.get(key)?;
-        let size = value::number(entry, 0..=most, import)?;
-        import.ignore(entry, OWN_TABLE);
-        Some((entry, size))
-    };
-    let least = size("minimum_ring_size", MAX_RING).map_or(1024, |(_, size)| size);
-    let most = size("maximum_ring_size", MAX_RING);
-    let table = size("table_size", MAX_TABLE);
-    if let Some((entry, most)) = most
-        && most < least
-    {
-        import.error(entry, format!("below minimum_ring_size, {least}: write as much or more"));
-    }
-    if let Some((entry, table)) = table
-        && !is_prime(table)
-    {
-        import.error(entry, format!("{table} is no prime number, as a Maglev table needs"));
-    }
-}
-
-/// By division, which for numbers up to [`MAX_TABLE`] takes some thousand steps.
-fn is_prime(number: u64) -> bool {
-    number >= 2
-        && (2..)
-            .take_while(|divisor| divisor * divisor <= number)
-            .all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// `load_balancing_policy`: Envoy takes the first that it knows, which is the first of all that it accepts.
@@ -230,7 +196,7 @@ fn typed<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Option<Chosen<'a>> {
     };
     let config = extension.config.as_ref().and_then(|config| message::read(config, schema, import));
     let slow_start = config.and_then(|fields| {
-        sizes(&fields, import);
+        table_sizes::check(&fields, import);
         slow_start_of(&fields, import)
     });
     if matches!(found, Policy::Fixed(_)) {

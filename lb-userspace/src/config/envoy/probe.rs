@@ -65,21 +65,22 @@ pub(super) fn read_probe(
         import.error(entry, format!("needs one of {}", CHECKERS.join(", ")));
         return None;
     };
-    if fields.get("custom_health_check").is_some() {
-        import.refuse(checker, "custom health checks are not supported: http, tcp and grpc are");
-        return None;
-    }
-    if fields.get("tcp_health_check").is_some() {
-        return tcp(checker, import).map(Probe::Tcp);
-    }
-    if fields.get("grpc_health_check").is_some() {
-        if !is_http2 {
-            let keys = "http2_protocol_options or typed_extension_protocol_options";
-            import.error(checker, format!("Envoy needs {keys} of the cluster for it"));
+    // The first of them, where there are more than the one that may be.
+    match CHECKERS.into_iter().find(|key| fields.get(key).is_some()) {
+        Some("http_health_check") => http(checker, name, import).map(Probe::Http),
+        Some("tcp_health_check") => tcp(checker, import).map(Probe::Tcp),
+        Some("grpc_health_check") => {
+            if !is_http2 {
+                let keys = "http2_protocol_options or typed_extension_protocol_options";
+                import.error(checker, format!("Envoy needs {keys} of the cluster for it"));
+            }
+            grpc(checker, name, import).map(Probe::Grpc)
         }
-        return grpc(checker, name, import).map(Probe::Grpc);
+        _ => {
+            import.refuse(checker, "custom health checks are not supported: http, tcp and grpc are");
+            None
+        }
     }
-    http(checker, name, import).map(Probe::Http)
 }
 
 fn tcp(entry: &Entry<'_>, import: &mut Import<'_>) -> Option<TcpProbe> {

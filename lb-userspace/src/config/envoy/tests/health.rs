@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::{Bootstrap, STATIC, approximated, cluster, discovery, ignored, verdict};
-use crate::config::Verdict;
+use crate::config::{Verdict, parse};
 use crate::model::{
-    Discovery, Endpoint, FailurePercentage, GrpcProbe, HealthCheck, HttpProbe, Jitter, OnLeaving, Outlier,
-    Pace, Probe, ProbePlace, SlowStart, SuccessRate, TcpProbe,
+    Config, Discovery, Endpoint, FailurePercentage, GrpcProbe, HealthCheck, HttpProbe, Jitter, OnLeaving,
+    Outlier, Pace, Probe, ProbePlace, SlowStart, SuccessRate, TcpProbe,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -38,7 +38,13 @@ fn error(cluster: &str, path: &str, phrase: &str) {
 
 #[track_caller]
 fn bad(more: &str, path: &str, phrase: &str) {
-    error(&checks(more), &format!("clusters[0].health_checks[0]{path}"), phrase);
+    error(&checks(more), path, phrase);
+}
+
+fn in_v2(bootstrap: Bootstrap<'_>) -> Config {
+    let text = bootstrap.text();
+    let text = text.replace("extensions.filters.network.tcp_proxy.v3", "config.filter.network.tcp_proxy.v2");
+    parse(&text, "x").unwrap_or_else(|errors| panic!("{errors}")).config
 }
 
 #[test]
@@ -152,7 +158,7 @@ fn what_to_ask() {
 
 #[test]
 fn what_envoy_rejects_of_health_checks() {
-    error("health_checks: [{}]", "health_checks[0]", "needs one of http_health_check");
+    bad("name: a", "health_checks[0]", "needs one of http_health_check");
     error(
         "health_checks: [{ tcp_health_check: {}, timeout: 1s, healthy_threshold: 1 }]",
         "health_checks[0]",
@@ -175,7 +181,11 @@ fn what_envoy_rejects_of_health_checks() {
     http("send: { text: \"00\" }", ".send", "has no body");
     http("receive: { text: \"0000\" }, response_buffer_size: 1", ".response_buffer_size", "2 bytes");
     http("request_headers_to_add: [{ header: { key: Host, value: a } }]", ".key", "lets nobody add host");
-    http("request_headers_to_add: [{ append: true, append_action: ADD_IF_ABSENT }]", "", "only one of");
+    http(
+        "request_headers_to_add: [{ header: { key: a }, append: true, append_action: ADD_IF_ABSENT }]",
+        "",
+        "only one of",
+    );
     bad("grpc_health_check: {}", ".grpc_health_check", "http2_protocol_options");
 }
 
@@ -281,9 +291,7 @@ fn failures_in_a_row_by_the_rule_that_holds() {
 
 #[test]
 fn one_endpoint_may_always_be_ejected_in_v2() {
-    let text = Bootstrap { cluster: "outlier_detection: {}", ..Bootstrap::default() }.text();
-    let v2 = text.replace("extensions.filters.network.tcp_proxy.v3", "config.filter.network.tcp_proxy.v2");
-    let config = crate::config::parse(&v2, "x").unwrap().config;
+    let config = in_v2(Bootstrap { cluster: "outlier_detection: {}", ..Bootstrap::default() });
     assert!(config.clusters[0].outlier.as_ref().unwrap().always_eject_one);
 }
 
@@ -322,8 +330,9 @@ fn priorities_and_places_of_probes() {
     assert_eq!(loaded.config.clusters[0].discovery, Discovery::Static(expected));
     assert_eq!(loaded.config.clusters[0].overprovisioning_percent, 120);
     assert_eq!(verdict(&loaded, "endpoints[0].priority"), Verdict::Honoured);
-    let off = discovery(&localities("policy: { disable_overprovisioning: true },", &[("", "")]));
-    assert_eq!(off.config.clusters[0].overprovisioning_percent, 100);
+    let off = localities("policy: { disable_overprovisioning: true },", &[("", "")]);
+    let off = in_v2(Bootstrap { discovery: Some(&off), ..Bootstrap::default() });
+    assert_eq!(off.clusters[0].overprovisioning_percent, 100);
     let much = discovery(&localities("policy: { overprovisioning_factor: 4000000000 },", &[("", "")]));
     approximated(&much, "overprovisioning_factor", "100000");
 

@@ -89,8 +89,7 @@ fn of_a_cluster() {
     refused(cluster(zero), "max_connections", "lets no connection through");
     let none = Bootstrap { discovery: Some("type: STRICT_DNS"), ..NONE };
     refused(none, "clusters[0]", "no name to ask for");
-    let weighted =
-        super::STATIC.replace("endpoints: [", "policy: { weighted_priority_health: true }, endpoints: [");
+    let weighted = super::STATIC.replace("c, end", "c, policy: { weighted_priority_health: true }, end");
     let weighted = Bootstrap { discovery: Some(&weighted), ..NONE };
     refused(weighted, "load_assignment.policy.weighted_priority_health", "share of its backends");
 }
