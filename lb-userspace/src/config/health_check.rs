@@ -48,7 +48,7 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Option<HealthCheck
         .get("timeout")
         .map_or(Some(TIMEOUT), |entry| entry.positive_duration("leaves no time to answer", report));
     Some(HealthCheck {
-        port: fields.get("port").map_or(kind.port(), |entry| entry.port(report)),
+        port: fields.get("port").map_or_else(|| kind.port(), |entry| entry.port(report)),
         interval: interval(&fields, "interval", report).unwrap_or(INTERVAL),
         timeout: timeout?,
         unhealthy: threshold(&fields, "unhealthy", report),
@@ -85,9 +85,10 @@ fn threshold(fields: &Fields<'_>, key: &str, report: &mut Report) -> u32 {
 fn jitter(fields: &Fields<'_>, report: &mut Report) -> Jitter {
     let interval = fields.get("jitter").and_then(|entry| entry.duration(report));
     let percent = fields.get("jitter_percent").and_then(|entry| entry.number("", JITTER_PERCENTS, report));
+    let default = if interval.is_some() { 0 } else { JITTER_PERCENT };
     Jitter {
         initial: fields.get("initial_jitter").and_then(|entry| entry.duration(report)).unwrap_or_default(),
         interval: interval.unwrap_or_default(),
-        percent: percent.unwrap_or(if interval.is_some() { 0 } else { JITTER_PERCENT }),
+        percent: percent.unwrap_or(default),
     }
 }

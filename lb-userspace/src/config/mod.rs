@@ -5,8 +5,8 @@
 //! `hosts`, `health_check`, `probe`, `outlier` and `slow_start`), reads the sections of the native form (by means of
 //! `tree`, `scalar`, `address`, `dns_name`, `http` and `payload`), `envoy` those of an Envoy bootstrap; both end in
 //! `sections`, and `cross` checks what spans them. `convert` writes the native form.
-//! But for `probes`, which looks at the files that a file names, nothing here asks the host: whether an interface exists
-//! or a port is free is for the caller, who reports it by [`Loaded::error_at`].
+//! But for `probes`, which looks at the files that a file names, nothing here asks the host: whether an interface
+//! exists or a port is free is for the caller, who reports it by [`Loaded::error_at`].
 
 mod access_log;
 mod address;

@@ -163,7 +163,7 @@ pub(super) fn read_cluster<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Op
             on_unhealthy: health.on_unhealthy,
             drain_timeout: DRAIN_TIMEOUT,
         },
-        policy: chosen.map_or(Policy::Fixed(LbPolicy::default()), |chosen| chosen.policy),
+        policy: chosen.map_or(Policy::Fixed(LbPolicy::RoundRobin), |chosen| chosen.policy),
         silent_limit,
     })
 }

@@ -199,7 +199,7 @@ fn probe_place(entry: &Entry<'_>, import: &mut Import<'_>) -> Option<ProbePlace>
         return Some(ProbePlace { skip: true, ..ProbePlace::default() });
     }
     Some(ProbePlace {
-        port: port.or(address.map(|address| address.port())),
+        port: port.or_else(|| Some(address?.port())),
         address: address.map(|address| address.ip()),
         host: host.map(Into::into),
         skip: false,

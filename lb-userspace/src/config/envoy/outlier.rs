@@ -1,4 +1,4 @@
-//! `outlier_detection:` of a cluster. For `tcp_proxy`, a connection that cannot be made is a failure and nothing else is.
+//! `outlier_detection:` of a cluster. For `tcp_proxy`, a connection that cannot be made is a failure, and nothing else.
 
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ pub(super) fn read_outlier(entry: &Entry<'_>, import: &mut Import<'_>) -> Option
         max_ejection,
         ejection_jitter: reader.duration("max_ejection_time_jitter").unwrap_or_default(),
         max_ejection_percent: reader.own("max_ejection_percent", 100, MAX_EJECTION_PERCENT),
-        // Until 2021 Envoy knew no other way.
+        // Envoys that read v2 know no other way.
         always_eject_one: reader.flag("always_eject_one_host", is_v2),
         success_rate: reader.success_rate(success_rate),
         failure_percentage: reader.failure_percentage(failure_percentage),

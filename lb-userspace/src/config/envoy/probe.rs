@@ -186,7 +186,7 @@ fn body_limit(fields: &Message<'_>, receive: &[Vec<u8>], import: &mut Import<'_>
     let limit = limit.unwrap_or(BODY_LIMIT);
     let expected = receive.iter().map(Vec::len).sum::<usize>() as u64;
     if (1..expected).contains(&limit)
-        && let Some(entry) = entry.or(fields.get("receive"))
+        && let Some(entry) = entry.or_else(|| fields.get("receive"))
     {
         import.error(entry, format!("receive has {expected} bytes, response_buffer_size is {limit}"));
     }

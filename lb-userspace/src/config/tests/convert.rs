@@ -116,7 +116,8 @@ clusters:
     discovery:
       type: static
       hosts:
-        - { address: "10.0.0.7:80", weight: 2, priority: 1, node: n1, health_check: { port: 1, address: "::1", host: a } }
+        - { address: "10.0.0.7:80", weight: 2, priority: 1, node: n1,
+            health_check: { port: 1, address: "::1", host: a } }
         - { address: "10.0.0.8:80", health_check: false }
     health_check:
       { type: https, port: 5, interval: 3s, timeout: 2s, unhealthy: 3, healthy: 4, jitter: 1s, jitter_percent: 5,

@@ -1,6 +1,6 @@
-//! Whole files; `discovery` has what is of DNS, `health` what is of health checks, `observed` the admin port and the logs, `refused` the classes of bad
-//! input, `bounds` what is too large, `convert` what Envoy's files become (`bootstraps`
-//! and `health_keys` make some up).
+//! Whole files; `discovery` has what is of DNS, `health` what is of health checks, `observed` the admin port and the
+//! logs, `refused` the classes of bad input, `bounds` what is too large, `convert` what Envoy's files become
+//! (`bootstraps` and `health_keys` make some up).
 
 mod bootstraps;
 mod bounds;
