@@ -32,7 +32,6 @@ fn execute(cli: Cli) -> Result<()> {
         Command::Check { file } => {
             let loaded = config::load(&file)?;
             agent::check_logs(&loaded)?;
-            agent::check_probes(&loaded)?;
             for warning in &loaded.warnings {
                 eprintln!("warning: {warning}");
             }

@@ -16,6 +16,22 @@ pub fn status(status: &Value) -> String {
         string(&status["mode"]),
         if status["draining"] == true { ", draining" } else { "" },
     );
+    if let Some(drain) = status["drain"].as_object() {
+        text += &format!(
+            "the node is drained since {} s: what was open then is reset in {} s\n",
+            drain["age_s"], drain["resets_in_s"]
+        );
+    }
+    for cluster in status["clusters"].as_array().into_iter().flatten() {
+        if cluster["panic"].as_array().is_some_and(|levels| !levels.is_empty()) {
+            text += &format!(
+                "PANIC: {} of {} endpoints of cluster {} are healthy, so all are used\n",
+                cluster["healthy"],
+                cluster["endpoints"],
+                string(&cluster["name"])
+            );
+        }
+    }
     if let Some(why) = status["why"].as_str() {
         text += &format!("no kernel rung: {why}\n");
     }
@@ -76,11 +92,17 @@ pub fn backends(backends: &Value) -> String {
         right("XDP"),
         right("TC"),
         right("PROXY"),
-        left(""),
+        left("WHY"),
     ]);
     for backend in backends.as_array().into_iter().flatten() {
         let total = &backend["total"];
-        let note = backend["proxy_only"].as_str().map(|why| format!("proxy only: {why}")).unwrap_or_default();
+        let mut notes = vec![string(&backend["why"])];
+        if let Some(seconds) = backend["resets_in_s"].as_u64() {
+            notes.push(format!("open connections are reset in {seconds} s"));
+        }
+        if let Some(why) = backend["proxy_only"].as_str() {
+            notes.push(format!("proxy only: {why}"));
+        }
         table.row([
             string(&backend["cluster"]),
             string(&backend["address"]),
@@ -90,7 +112,7 @@ pub fn backends(backends: &Value) -> String {
             string(&total["xdp"]),
             string(&total["tc"]),
             string(&total["proxy"]),
-            note,
+            notes.join("; "),
         ]);
     }
     table.to_string()

@@ -47,7 +47,6 @@ use crate::connections::Connections;
 use crate::datapath::object::Pins;
 use crate::discovery::Discovery;
 use crate::endpoints::{Endpoints, Out};
-use crate::health::Prober;
 use crate::model::{AccessLog, Config, Mode};
 use crate::net::{self, Changes, Finding, Resets, Snapshot, Watch};
 use crate::proxy::{Balancer, Proxy, ProxyListener};
@@ -157,7 +156,6 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
     let mut watch = net::watch().await.context("watching the node's network")?;
     let network = net::snapshot().await.context("reading the node's network")?;
     check_against_host(&loaded, &network)?;
-    check_probes(&loaded)?;
 
     // First, so that a second agent stops here, before it touches anything.
     let mut admin = AdminSocket::bind(&options.run_dir)?;
@@ -565,21 +563,6 @@ async fn asked(admin: &mut Option<AdminHttp>) -> Option<ViewRequest> {
         Some(admin) => admin.next().await,
         None => std::future::pending().await,
     }
-}
-
-/// What a health check needs besides the configuration, such as certificates, has to be there.
-pub fn check_probes(loaded: &Loaded) -> Result<()> {
-    let mut errors = Vec::new();
-    for cluster in &loaded.config.clusters {
-        if let Some(check) = &cluster.health_check
-            && let Err(error) = Prober::new(&check.probe)
-        {
-            let (place, path) =
-                loaded.places.health_check(&cluster.name).unwrap_or((Place::START, "health_check"));
-            errors.push(loaded.error_at(place, path, format!("{error:#}")));
-        }
-    }
-    if errors.is_empty() { Ok(()) } else { bail!(ConfigErrors::from(errors)) }
 }
 
 /// Whether the access logs of a configuration can be written; creates none.

@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Result, bail};
 
-use crate::agent::{Agent, access_logs, bind_admin_http, check_against_host, check_probes, proxy_listeners};
+use crate::agent::{Agent, access_logs, bind_admin_http, check_against_host, proxy_listeners};
 use crate::config::{self, ConfigErrors, Loaded, Place};
 use crate::endpoints::State;
 use crate::model::{Config, Mode};
@@ -51,7 +51,6 @@ impl Agent {
             log::warn!("{warning}");
         }
         check_against_host(&loaded, &self.network)?;
-        check_probes(&loaded)?;
         self.check_fixed(&loaded)?;
         if loaded.config == self.config {
             return Ok(false);

@@ -52,7 +52,7 @@ pub(super) const DEFAULT: Outlier = Outlier {
     always_eject_one: false,
     success_rate: None,
     failure_percentage: None,
-    uneject_by_probe: true,
+    uneject_by_probe: false,
 };
 
 /// The longest ejection where the file does not say it.
@@ -93,7 +93,7 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> Option<Outlier> {
         failure_percentage: fields
             .get("failure_percentage")
             .and_then(|entry| failure_percentage(&entry, report)),
-        uneject_by_probe: flag(&fields, "uneject_by_probe", true, report),
+        uneject_by_probe: flag(&fields, "uneject_by_probe", false, report),
     })
 }
 

@@ -58,7 +58,7 @@ fn write_keys(writer: &mut Writer, outlier: &Outlier) {
             writer.number("enforcing", enforcing);
         });
     }
-    if !outlier.uneject_by_probe {
-        writer.boolean("uneject_by_probe", false);
+    if outlier.uneject_by_probe {
+        writer.boolean("uneject_by_probe", true);
     }
 }

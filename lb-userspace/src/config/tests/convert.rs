@@ -128,7 +128,7 @@ clusters:
         verify: false }
     outlier:
       { consecutive_failures: 0, enforcing: 1, interval: 1s, ejection: 2s, max_ejection: 3s, jitter: 4s,
-        max_ejection_percent: 5, always_eject_one: true, uneject_by_probe: false,
+        max_ejection_percent: 5, always_eject_one: true, uneject_by_probe: true,
         success_rate: { minimum_hosts: 1, request_volume: 2, stdev_factor: 0.05, enforcing: 3 },
         failure_percentage: { threshold: 1, minimum_hosts: 2, request_volume: 3, enforcing: 4 } }
     panic_threshold: 0

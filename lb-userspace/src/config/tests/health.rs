@@ -234,7 +234,7 @@ fn outliers() {
         always_eject_one: false,
         success_rate: None,
         failure_percentage: None,
-        uneject_by_probe: true,
+        uneject_by_probe: false,
     };
     assert_eq!(ok(MINIMAL).config.clusters[0].outlier, Some(default.clone()));
     assert_eq!(cluster("outlier: {}").outlier, Some(default.clone()));
@@ -242,7 +242,7 @@ fn outliers() {
     let found = cluster(
         "outlier: { consecutive_failures: 0, enforcing: 5, interval: 1s, ejection: 400s, jitter: 2s, \
          max_ejection_percent: 0, always_eject_one: true, success_rate: { stdev_factor: 2.25 }, \
-         failure_percentage: {}, uneject_by_probe: false }",
+         failure_percentage: {}, uneject_by_probe: true }",
     );
     let expected = Outlier {
         consecutive_failures: None,
@@ -265,7 +265,7 @@ fn outliers() {
             request_volume: 50,
             enforcing: 100,
         }),
-        uneject_by_probe: false,
+        uneject_by_probe: true,
     };
     assert_eq!(found.outlier, Some(expected));
     bad_key("outlier: off", "outlier", "needs false (nothing is ejected), or a mapping");
