@@ -92,8 +92,7 @@ impl Agent {
             Found::Ended => kernel.kernel.leave(connection.backend_index),
             Found::Idle | Found::TooOld | Found::Cut => {
                 kernel.kernel.leave(connection.backend_index);
-                self.reset(&to_client(connection));
-                self.reset(&to_backend(connection));
+                self.reset_both(connection);
             }
             Found::Unanswered => {
                 // Its SYN is all that a client has sent, and wants acknowledged.
@@ -102,6 +101,12 @@ impl Agent {
                 self.reset(&Reset { ack: None, ..to_backend(connection) });
             }
         }
+    }
+
+    /// Resets both ends of a connection.
+    pub(super) fn reset_both(&self, connection: &KernelConnection) {
+        self.reset(&to_client(connection));
+        self.reset(&to_backend(connection));
     }
 
     fn reset(&self, reset: &Reset) {
@@ -114,11 +119,9 @@ impl Agent {
 }
 
 impl KernelSide {
-    /// The established connections as they are now.
-    pub(super) fn records(&self) -> Result<Vec<Record>> {
-        let connections = self.kernel.connections()?;
-        let now = monotonic_now();
-        Ok(connections.iter().map(|connection| record(connection, &self.names, now)).collect())
+    /// What there is to say of a connection as it is now.
+    pub(super) fn record(&self, connection: &KernelConnection) -> Record {
+        record(connection, &self.names, monotonic_now())
     }
 }
 

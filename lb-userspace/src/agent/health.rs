@@ -233,7 +233,8 @@ impl Agent {
             OutlierChange::Ejected { key, cause, until, times } => {
                 let time = until.saturating_duration_since(now);
                 let time = humantime::format_duration(Duration::from_millis(time.as_millis() as u64));
-                let again = if times > 1 { format!(", the {times}th time in a row") } else { String::new() };
+                let again =
+                    if times > 1 { format!(", its ejection {times} in a row") } else { String::new() };
                 (key, true, format!("{}: left out for {time}{again}", said(&cause)))
             }
             OutlierChange::Returned { key, why } => {

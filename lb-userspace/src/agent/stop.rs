@@ -45,8 +45,8 @@ impl Agent {
         self.wait_for_flows(watch, Instant::now() + timeout).await?;
         self.hear();
         self.notice_successor();
-        if let Err(error) = self.tell_of_what_is_left() {
-            log::warn!("logging the connections that end now: {error:#}");
+        if let Err(error) = self.end_what_is_left() {
+            log::warn!("ending the connections that are left: {error:#}");
         }
         if !self.connections.logs.close(LAST_LINES) {
             log::warn!("the access log does not take its last lines: they are lost");
@@ -59,11 +59,14 @@ impl Agent {
         Ok(())
     }
 
-    /// The last lines of connections that end with the agent.
-    fn tell_of_what_is_left(&self) -> Result<()> {
+    /// Resets the connections that end with the agent, and has their last lines logged. The sockets of the proxy's go with it.
+    fn end_what_is_left(&self) -> Result<()> {
         let mut left = self.proxy.records();
         if let Some(kernel) = &self.kernel {
-            left.extend(kernel.records()?);
+            for connection in kernel.kernel.connections()? {
+                self.reset_both(&connection);
+                left.push(kernel.record(&connection));
+            }
         }
         for record in left {
             let why = Some(reason::SHUTDOWN);

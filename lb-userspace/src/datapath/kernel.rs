@@ -213,6 +213,10 @@ impl Kernel {
             self.backends.word(index, FLAGS_WORD).store(u64::from_ne_bytes(bytes), Ordering::Release);
             self.writes += 1;
         } else {
+            if (old.address, old.port) != (new.address, new.port) {
+                // What another one had the index for.
+                self.active.word(index, FAILING_WORD).store(0, Ordering::Relaxed);
+            }
             self.backends.set(index, new);
             self.writes += (size_of::<Backend>() / 8) as u64;
         }

@@ -31,7 +31,7 @@ const START: Duration = Duration::from_secs(1);
 const AGONY: Duration = Duration::from_millis(50);
 
 /// What events may say of a gateway that takes no connections.
-const REFUSED: [&str; 3] = ["refused", "connections in a row failed", "reset"];
+const REFUSED: [&str; 3] = ["refused", "in a row have failed", "reset"];
 
 #[test]
 fn a_day_of_trouble_on_xdp() {
@@ -91,7 +91,7 @@ fn hanging(day: &mut Day<'_>) {
     day.phase("b1 hangs: SYNs to it are lost, open connections go on", |day| {
         let mut kept = day.connection_to(1);
         day.pod(1).break_by(Fault::Hangs).unwrap();
-        day.require_decided(1, &OUT, &["no answer", "connections in a row failed"]);
+        day.require_decided(1, &OUT, &["no answer", "in a row have failed"]);
         day.require_left_out(1);
         kept.check().unwrap();
     });
