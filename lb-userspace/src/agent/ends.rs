@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
 use lb_common::event::{Event, by, kind};
 use lb_common::flow::mark;
 use lb_common::{Address, Rung as KernelRung};

@@ -45,6 +45,8 @@ impl Agent {
         self.wait_for_flows(watch, Instant::now() + timeout).await?;
         self.hear();
         self.notice_successor();
+        self.proxy.cut_all(reason::SHUTDOWN);
+        let _ = tokio::time::timeout(LAST_LINES, self.proxy.drained()).await;
         if let Err(error) = self.end_what_is_left() {
             log::warn!("ending the connections that are left: {error:#}");
         }
@@ -59,7 +61,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Resets the connections that end with the agent, and has their last lines logged. The sockets of the proxy's go with it.
+    /// Resets the kernel's connections that end with the agent, and has the last lines logged of all that are left.
     fn end_what_is_left(&self) -> Result<()> {
         let mut left = self.proxy.records();
         if let Some(kernel) = &self.kernel {

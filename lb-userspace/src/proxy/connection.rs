@@ -70,7 +70,7 @@ async fn carry(
         End::Cut => {
             reset(&client);
             reset(backend);
-            (Counter::Drained, |record| record.local_close = Some(reason::DRAINED))
+            (Counter::Drained, |_| {})
         }
         End::ClientReset => {
             reset(backend);

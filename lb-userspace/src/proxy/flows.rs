@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 
 use super::{ProxyListener, Shared};
-use crate::access_log::{Close, Flags, Kind, Record, Rung};
+use crate::access_log::{Close, Flags, Kind, Record, Rung, reason};
 
 /// An open connection at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +66,9 @@ pub(super) struct Flow {
     settled: OnceLock<Duration>,
     upstream: OnceLock<Upstream>,
     closing: AtomicBool,
-    /// The agent wants it to end.
+    /// The agent wants it to end, and why.
     cut: Notify,
+    cut_why: OnceLock<&'static str>,
     /// When a byte last moved, in nanoseconds since `started`.
     moved: AtomicU64,
 }
@@ -144,7 +145,7 @@ impl Flow {
             flags: if failure.is_some() { Flags::UF } else { Flags::NONE },
             termination: None,
             failure: failure.flatten(),
-            local_close: None,
+            local_close: self.cut_why.get().copied().filter(|_| kind == Kind::End),
             backend_last: false,
             downstream_close: Close::default(),
             upstream_close: Close::default(),
@@ -153,8 +154,13 @@ impl Flow {
     }
 
     /// Resolves once it is to be reset, see [`super::Proxy::cut`].
-    pub(super) async fn cut(&self) {
+    pub(super) async fn is_cut(&self) {
         self.cut.notified().await;
+    }
+
+    fn cut(&self, why: &'static str) {
+        self.cut_why.get_or_init(|| why);
+        self.cut.notify_one();
     }
 
     pub(super) fn closing(&self) {
@@ -225,6 +231,7 @@ impl FlowTable {
             upstream: OnceLock::new(),
             closing: AtomicBool::new(false),
             cut: Notify::new(),
+            cut_why: OnceLock::new(),
             moved: AtomicU64::new(0),
         });
         slots.flows.insert(id, Arc::clone(&flow));
@@ -245,8 +252,15 @@ impl FlowTable {
             let is_of = flow.cluster.get().is_some_and(|of| **of == *cluster)
                 && flow.upstream.get().is_some_and(|upstream| upstream.backend == backend);
             if is_of && flow.started < before {
-                flow.cut.notify_one();
+                flow.cut(reason::DRAINED);
             }
+        }
+    }
+
+    /// Has all connections end that have a backend.
+    pub(super) fn cut_all(&self, why: &'static str) {
+        for flow in self.slots().flows.values().filter(|flow| flow.upstream.get().is_some()) {
+            flow.cut(why);
         }
     }
 

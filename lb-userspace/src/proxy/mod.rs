@@ -173,6 +173,11 @@ impl Proxy {
         self.shared.flows.cut(cluster, backend, before);
     }
 
+    /// Resets both ends of all connections; `why` is for the access log.
+    pub fn cut_all(&self, why: &'static str) {
+        self.shared.flows.cut_all(why);
+    }
+
     /// The open connections as they are now, for lines of the access log in between.
     pub fn records(&self) -> Vec<Record> {
         self.shared.flows.records()

@@ -52,7 +52,7 @@ pub(super) async fn relay(
     let mut outward = pin!(pump(backend, client, flow, &flow.bytes_out, tally));
     let mut idle = pin!(idle(flow, limits.idle_timeout));
     let mut too_long = pin!(too_long(flow, limits.max_connection_duration));
-    let mut cut = pin!(flow.cut());
+    let mut cut = pin!(flow.is_cut());
     let (mut inward_ended, mut outward_ended) = (false, false);
     // Set when an end turned out broken on a write: what it had sent before is still to be delivered.
     let mut broken = None;
