@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::access_log::{AccessLogs, Flags, Kind, Record, Rung, reason};
+use crate::balancer::ClusterBalancer;
 use crate::proxy::Observer;
 use crate::stats::Histogram;
 
@@ -85,6 +86,11 @@ impl Connections {
     /// The counts of a listener, which begin with the first question.
     pub fn listener(&self, name: &Arc<str>) -> Arc<ListenerCounts> {
         named(&self.listeners, name)
+    }
+
+    /// Whether a cluster has had a connection.
+    pub fn has_had_any(&self, cluster: &str, balancer: &ClusterBalancer) -> bool {
+        balancer.open_connections() > 0 || self.cluster(&cluster.into()).over.connections.load(Relaxed) > 0
     }
 
     /// The counts of a cluster, as above.

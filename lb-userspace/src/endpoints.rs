@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use member::{Health, Member, Out, State};
 
-use crate::model::{Cluster, Config, Endpoint};
+use crate::model::{Cluster, Config, Endpoint, OnLeaving};
 use crate::selection::{Candidate, Rules, mix, select};
 
 /// A connection may be on its way to an endpoint for this long after it was taken out of the tables.
@@ -25,6 +25,8 @@ pub type Name = (String, SocketAddr);
 #[derive(Clone, Debug, Default)]
 pub struct Endpoints {
     clusters: BTreeMap<String, Members>,
+    /// Of the next one that comes.
+    next_id: u64,
 }
 
 type Members = BTreeMap<SocketAddr, Member>;
@@ -69,13 +71,18 @@ impl Endpoints {
                 // As a new one, but for what the operator wants.
                 Some(endpoint) if member.removed.is_some() => {
                     let drained = member.drained;
-                    *member = Member { drained, ..Member::new(endpoint.clone(), cluster, false, now) };
+                    self.next_id += 1;
+                    let new = Member::new(endpoint.clone(), self.next_id, cluster, false, now);
+                    *member = Member { drained, ..new };
                     moved.push((*address, true));
                 }
                 Some(endpoint) => member.update(endpoint, cluster, now),
                 None if member.removed.is_some() => {}
-                None if cluster.keep_while_healthy && member.health == Health::Passing => {
-                    member.leaving = true
+                None if cluster.keep_while_healthy
+                    && cluster.health_check.is_some()
+                    && member.health == Health::Passing =>
+                {
+                    member.leaving = true;
                 }
                 None => {
                     member.remove(cluster.on_removed, cluster.drain_timeout, now);
@@ -84,7 +91,8 @@ impl Endpoints {
             }
         }
         for (address, endpoint) in wanted {
-            members.insert(address, Member::new(endpoint.clone(), cluster, first, now));
+            self.next_id += 1;
+            members.insert(address, Member::new(endpoint.clone(), self.next_id, cluster, first, now));
             moved.push((address, true));
         }
         moved
@@ -100,23 +108,29 @@ impl Endpoints {
         goes
     }
 
-    /// Has the endpoints of clusters of `old` that are not in `new` leave from `now` on: each of them, with its state before.
+    /// Has the endpoints of clusters that are not in `new` leave from `now` on, by the rules that they had in `old`: each of
+    /// them, with its state before.
     pub fn keep_clusters(&mut self, old: &Config, new: &Config, now: Instant) -> Vec<(Name, State)> {
         let mut left = Vec::new();
-        for cluster in old.clusters.iter().filter(|cluster| new.cluster(&cluster.name).is_none()) {
-            let members = self.clusters.get_mut(&cluster.name).into_iter().flatten();
-            for (address, member) in members.filter(|(_, member)| member.removed.is_none()) {
-                left.push(((cluster.name.clone(), *address), member.state()));
-                member.remove(cluster.on_removed, cluster.drain_timeout, now);
+        for (name, members) in self.clusters.iter_mut().filter(|(name, _)| new.cluster(name).is_none()) {
+            let (rule, timeout) = match old.cluster(name) {
+                Some(cluster) => (cluster.on_removed, cluster.drain_timeout),
+                // Of a configuration that was not taken, after all.
+                None => (OnLeaving::Reset, Duration::ZERO),
+            };
+            for (address, member) in members.iter_mut().filter(|(_, member)| member.removed.is_none()) {
+                left.push(((name.clone(), *address), member.state()));
+                member.remove(rule, timeout, now);
                 member.share = None;
             }
         }
         left
     }
 
-    /// An earlier agent's: its connections live on.
-    pub fn adopt_draining(&mut self, address: SocketAddr, now: Instant) {
-        let member = Member::left_behind(address, now);
+    /// An earlier agent's: its connections live on, up to the drain timeout if there is one.
+    pub fn adopt_draining(&mut self, address: SocketAddr, drain_timeout: Option<Duration>, now: Instant) {
+        self.next_id += 1;
+        let member = Member::left_behind(address, self.next_id, drain_timeout, now);
         self.clusters.entry(String::new()).or_default().insert(address, member);
     }
 
@@ -142,9 +156,13 @@ impl Endpoints {
     /// this runs on.
     pub fn choose(&mut self, cluster: &Cluster, node: Option<&str>, now: Instant) -> Choice {
         let Some(members) = self.clusters.get_mut(&cluster.name) else { return Choice::default() };
+        // Nothing is known of those that were not asked yet, which counts only where it is so of all.
+        let is_known = |member: &Member| member.health != Health::Pending;
+        let may_take = |member: &Member| member.state() != State::Draining;
+        let any_known = members.values().any(|member| may_take(member) && is_known(member));
         let candidates: Vec<Candidate<SocketAddr>> = members
             .iter()
-            .filter(|(_, member)| member.may_take())
+            .filter(|(_, member)| may_take(member) && (is_known(member) || !any_known))
             .map(|(address, member)| Candidate {
                 key: *address,
                 weight: member.endpoint.weight,
@@ -187,6 +205,13 @@ impl Endpoints {
     pub fn of(&self, cluster: &str) -> impl Iterator<Item = (SocketAddr, &Member)> {
         let members = self.clusters.get(cluster);
         members.into_iter().flatten().map(|(address, member)| (*address, member))
+    }
+
+    /// The states of all.
+    pub fn states(&self) -> BTreeMap<Name, State> {
+        self.iter()
+            .map(|(cluster, address, member)| ((cluster.to_owned(), address), member.state()))
+            .collect()
     }
 
     /// How many a cluster has.

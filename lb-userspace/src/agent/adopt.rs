@@ -13,7 +13,7 @@ use crate::datapath::contents::Contents;
 use crate::datapath::kernel::{Kernel, monotonic_now};
 use crate::desired::{Destination, Indices, cluster_of_window, window_name};
 use crate::endpoints::Endpoints;
-use crate::model::{Config, Listener};
+use crate::model::{Config, Listener, OnLeaving};
 use crate::moved::MovedRoutes;
 
 /// Takes over what the maps hold, into `contents` what is in use now, into `indices` what has an index.
@@ -108,6 +108,9 @@ fn adopt_backends(
     indices: &mut Indices,
     contents: &mut Contents,
 ) {
+    // Of which cluster it was is not known.
+    let drains = config.clusters.iter().filter(|cluster| cluster.on_removed != OnLeaving::Keep);
+    let drain_timeout = drains.map(|cluster| cluster.drain_timeout).max();
     for (index, backend) in kernel.backends() {
         contents.backends.insert(index, backend);
         let address = address_of(&backend);
@@ -124,7 +127,7 @@ fn adopt_backends(
             // Its flows live on; no new ones come.
             None if indices.backends.find(&(0, address)).is_none() => {
                 indices.backends.adopt((0, address), index);
-                endpoints.adopt_draining(address, Instant::now());
+                endpoints.adopt_draining(address, drain_timeout, Instant::now());
             }
             None => indices.backends.reserve(index),
         }

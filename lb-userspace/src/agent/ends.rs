@@ -46,8 +46,11 @@ impl Agent {
     pub(super) fn found(&mut self, all: Vec<(Found, KernelConnection)>) {
         let Some(kernel) = &mut self.kernel else { return };
         for (found, connection) in &all {
-            if let Found::Unanswered | Found::GivenUp { refused: false } = found {
-                kernel.count_unanswered(connection.backend_index);
+            match found {
+                Found::Unanswered => kernel.count_unanswered(connection.backend_index, true),
+                // A minute ago, which says nothing of now.
+                Found::GivenUp { refused: false } => kernel.count_unanswered(connection.backend_index, false),
+                _ => {}
             }
         }
         let Some(kernel) = &self.kernel else { return };

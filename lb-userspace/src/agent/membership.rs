@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::agent::Agent;
 use crate::balancer::ClusterBalancer;
 use crate::discovery::{Event, Update};
-use crate::endpoints::{Endpoints, Health, State};
+use crate::endpoints::{Endpoints, Health, Name, State};
 use crate::model::{Cluster, Discovery as Source};
 use crate::net;
 
@@ -19,24 +19,24 @@ pub(super) const ABSENT: &str = "absent";
 impl Agent {
     /// Discovery has something to tell.
     pub(super) async fn discovered(&mut self, update: Update) {
-        self.note(&update);
         if !update.endpoints_changed {
-            return;
+            return self.note(&update, &BTreeMap::new());
         }
+        let before = self.endpoints.states();
         let Some(cluster) = self.config.cluster(&update.cluster).cloned() else { return };
         self.set_endpoints(&cluster);
+        self.note(&update, &before);
         if let Err(error) = self.apply_endpoints().await {
             log::error!("following a change of cluster {}: {error:#}", cluster.name);
         }
     }
 
-    /// Keeps what discovery tells.
-    pub(super) fn note(&mut self, update: &Update) {
-        let cluster = self.config.cluster(&update.cluster);
+    /// Keeps what discovery has told, after its endpoints were taken over, with the states that they had `before` that.
+    pub(super) fn note(&mut self, update: &Update, before: &BTreeMap<Name, State>) {
         let (endpoints, own): (Vec<_>, Vec<_>) =
             update.events.iter().cloned().partition(|event| event.endpoint.is_some());
         let endpoints: Vec<Event> =
-            endpoints.into_iter().map(|event| corrected(event, cluster, &self.endpoints)).collect();
+            endpoints.into_iter().map(|event| corrected(event, before, &self.endpoints)).collect();
         // Those of the cluster were logged.
         own.into_iter().for_each(|event| self.events.keep(event));
         self.events.add_all(&update.cluster, endpoints);
@@ -45,11 +45,8 @@ impl Agent {
     /// Takes a cluster's endpoints over from where they come from, and chooses among them.
     pub(super) fn set_endpoints(&mut self, cluster: &Cluster) {
         let now = Instant::now();
-        let before: BTreeMap<SocketAddr, State> = match &cluster.discovery {
-            Source::Static(_) => self.endpoints.of(&cluster.name).map(|(of, at)| (of, at.state())).collect(),
-            // It tells by itself.
-            Source::StrictDns(_) => BTreeMap::new(),
-        };
+        let before: BTreeMap<SocketAddr, State> =
+            self.endpoints.of(&cluster.name).map(|(address, member)| (address, member.state())).collect();
         let moved = match &cluster.discovery {
             Source::Static(endpoints) => self.endpoints.set(cluster, endpoints, now),
             // Before the first answer, those of an earlier configuration are better than none.
@@ -137,26 +134,21 @@ impl Agent {
 }
 
 /// An event of discovery, which knows neither of health nor of the connections that an endpoint still has.
-fn corrected(mut event: Event, cluster: Option<&Cluster>, endpoints: &Endpoints) -> Event {
-    let Some((cluster, endpoint)) = cluster.zip(event.endpoint) else { return event };
-    let member = endpoints.get(&cluster.name, endpoint);
-    let comes = event.from == ABSENT && event.to == State::Healthy.name();
-    let leaves = event.from == State::Healthy.name() && event.to == State::Draining.name();
-    if let Some(member) = member
-        && (comes || leaves)
-    {
-        event.from = member.state().name().to_owned();
-    }
-    if comes && cluster.health_check.is_some() {
-        event.to = State::Unhealthy.name().to_owned();
-        event.why += ", not probed yet";
-    }
-    if leaves
-        && cluster.keep_while_healthy
-        && let Some(member) = member.filter(|member| member.health == Health::Passing)
-    {
+fn corrected(mut event: Event, before: &BTreeMap<Name, State>, endpoints: &Endpoints) -> Event {
+    let Some(endpoint) = event.endpoint.filter(|_| event.from != event.to) else { return event };
+    let member = endpoints.get(&event.cluster, endpoint);
+    let name = (event.cluster.clone(), endpoint);
+    event.from = before.get(&name).map_or(ABSENT, |state| state.name()).to_owned();
+    if let Some(member) = member {
         event.to = member.state().name().to_owned();
-        event.why += ", but its health check passes";
+        match member.health {
+            Health::Pending if member.removed.is_none() => event.why += ", not probed yet",
+            Health::Passing if member.leaving => event.why += ", but its health check passes",
+            _ => {}
+        }
+        if member.drained.is_some() && member.removed.is_none() {
+            event.why += ", drained by the operator";
+        }
     }
     event
 }

@@ -45,9 +45,9 @@ use crate::balancer::ClusterBalancer;
 use crate::config::{ConfigErrors, Loaded, Place};
 use crate::connections::Connections;
 use crate::datapath::object::Pins;
-use crate::discovery::Discovery;
-use crate::endpoints::{Endpoints, Out};
-use crate::model::{AccessLog, Config, Mode};
+use crate::discovery::{Discovery, Update};
+use crate::endpoints::{Endpoints, Name, Out};
+use crate::model::{AccessLog, Cluster, Config, Mode};
 use crate::net::{self, Changes, Finding, Resets, Snapshot, Watch};
 use crate::proxy::{Balancer, Proxy, ProxyListener};
 use crate::stats::{ServerView, View};
@@ -104,6 +104,8 @@ pub struct Agent {
     /// Since when the node is.
     node_drained: Option<Out>,
     events: Events,
+    /// Clusters of a configuration that is about to be in force.
+    coming: Vec<Cluster>,
     /// By the name of their cluster.
     balancers: BTreeMap<String, Arc<ClusterBalancer>>,
     proxy: Proxy,
@@ -122,6 +124,9 @@ pub struct Agent {
     /// When all connections were looked at last, and when they are to be next.
     last_look: Instant,
     next_look: Instant,
+    /// The endpoints whose connections are to be reset, if they are older than this; and when that was found.
+    cuts: BTreeMap<Name, Instant>,
+    last_cuts: Instant,
     /// How long the start took, once the agent serves.
     ready_after: Option<Duration>,
     /// It is on its way out.
@@ -180,6 +185,7 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
         drained,
         node_drained: None,
         events: Events::default(),
+        coming: Vec::new(),
         balancers: BTreeMap::new(),
         proxy: Proxy::new(observer),
         connections,
@@ -192,6 +198,8 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
         admin_http,
         last_look: Instant::now(),
         next_look: Instant::now(),
+        cuts: BTreeMap::new(),
+        last_cuts: Instant::now(),
         ready_after: None,
         stopping: false,
     };
@@ -219,18 +227,21 @@ impl Agent {
         }
         self.admin_http = admin_http;
         self.ready_after = Some(self.started.elapsed());
+        for cluster in self.config.clusters.clone() {
+            self.tell_of_panic(&cluster);
+        }
         Ok(())
     }
 
     async fn bring_up(&mut self) -> Result<()> {
+        if self.drained.node() {
+            self.begin_node_drain();
+        }
         self.find_endpoints().await;
         self.wait_for_health().await;
         self.proxy.apply(proxy_listeners(&self.config, &self.balancers))?;
         self.start_kernel().await?;
         self.look_at_host();
-        if self.drained.node() {
-            self.begin_node_drain();
-        }
         Ok(())
     }
 
@@ -242,14 +253,16 @@ impl Agent {
     /// The first endpoints of all clusters. Waits for discovery, but not for ever: what comes later is not lost.
     async fn find_endpoints(&mut self) {
         self.discovery.apply(&self.config.clusters);
-        self.wait_for_discovery().await;
+        let updates = self.wait_for_discovery().await;
         for cluster in self.config.clusters.clone() {
             self.set_endpoints(&cluster);
         }
+        updates.iter().for_each(|update| self.note(update, &BTreeMap::new()));
     }
 
-    /// Waits until discovery has come to a first result for each cluster, but not for long.
-    async fn wait_for_discovery(&mut self) {
+    /// Waits until discovery has come to a first result for each cluster, but not for long. What it has told.
+    async fn wait_for_discovery(&mut self) -> Vec<Update> {
+        let mut updates = Vec::new();
         let deadline = tokio::time::Instant::now() + SETTLING;
         while !self.discovery.settled() {
             let now = tokio::time::Instant::now();
@@ -257,11 +270,12 @@ impl Agent {
                 break;
             }
             if let Ok(update) = timeout_at(deadline.min(now + HEARING), self.discovery.changed()).await {
-                self.note(&update);
+                updates.push(update);
             }
             // The ring has room for some seconds alone.
             self.hear();
         }
+        updates
     }
 
     /// Waits until every endpoint that is to be asked for its health has been, but not for long.
@@ -270,7 +284,7 @@ impl Agent {
         while self.is_health_pending()
             && let Ok(change) = timeout_at(deadline, self.health.checker.changed()).await
         {
-            self.health_changed(&change);
+            self.health_changed(change);
             self.hear();
         }
     }
@@ -291,6 +305,9 @@ impl Agent {
                 self.kernel = Some(kernel);
                 self.no_kernel = None;
                 self.link_counts();
+                if self.node_drained.is_some() {
+                    self.set_kernel_drain(true);
+                }
             }
             Err(error) if left => return Err(error.context(LEFT_ALONE)),
             Err(error) if mode == Mode::Auto => {
@@ -356,7 +373,7 @@ impl Agent {
                 }
                 changes = watch.changed() => self.follow(changes?).await,
                 update = self.discovery.changed() => self.discovered(update).await,
-                change = self.health.checker.changed() => self.health_changed(&change),
+                change = self.health.checker.changed() => self.health_changed(change),
                 () = known(&mut self.kernel) => self.update_maps("what is known of a backend"),
                 _ = housekeeping.tick() => self.housekeep().await,
                 _ = hearing.tick() => {
@@ -418,18 +435,19 @@ impl Agent {
     fn look_after_flows(&mut self) {
         self.hear();
         let begin = Instant::now();
+        if self.find_cuts(begin) {
+            self.next_look = begin;
+        }
         if begin < self.next_look {
             return;
         }
-        self.cut_proxied(begin);
         let over = Over::now(&self.connections);
         let mut found = Vec::new();
         let mut pause = LOOKING;
-        let node_cut = self.node_drained.and_then(|out| out.cut);
         let swept = self
             .kernel
             .as_mut()
-            .map(|kernel| kernel.sweep(&self.config, &self.endpoints, node_cut, &mut found));
+            .map(|kernel| kernel.sweep(&self.config, &self.endpoints, &self.cuts, &mut found));
         match swept {
             Some(Err(error)) => {
                 log::error!("taking ended flows out: {error:#}");
@@ -452,18 +470,28 @@ impl Agent {
         self.next_look = begin + pause;
     }
 
-    /// Has connections of the proxy end that their backends are not to have any more.
-    fn cut_proxied(&self, now: Instant) {
-        let node_cut = self.node_drained.and_then(|out| out.cut);
-        for (cluster, address, member) in self.endpoints.iter() {
-            let Some(cut) = member.cut().into_iter().chain(node_cut).min().filter(|cut| *cut <= now) else {
-                continue;
-            };
-            let backend = self.balancers.get(cluster).and_then(|balancer| balancer.backend(address));
+    /// Finds the endpoints whose connections are to be reset now, and resets those of the proxy. Whether there are others than
+    /// before.
+    fn find_cuts(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.last_cuts) < LOOKING {
+            return false;
+        }
+        self.last_cuts = now;
+        let node = self.node_drained.and_then(|out| out.due(now));
+        let due = self.endpoints.iter().filter_map(|(cluster, address, member)| {
+            let older_than = member.cut_due(now).into_iter().chain(node).max()?;
+            Some(((cluster.to_owned(), address), older_than))
+        });
+        let cuts: BTreeMap<Name, Instant> = due.collect();
+        for ((cluster, address), older_than) in &cuts {
+            let backend = self.balancers.get(cluster).and_then(|balancer| balancer.backend(*address));
             if backend.is_some_and(|backend| backend.open.proxied() > 0) {
-                self.proxy.cut(cluster, address, cut);
+                self.proxy.cut(cluster, *address, *older_than);
             }
         }
+        let changed = cuts != self.cuts;
+        self.cuts = cuts;
+        changed
     }
 
     /// Adds what open connections carry to what those that are over have carried, and logs lines in between.

@@ -107,8 +107,26 @@ impl Agent {
 
     /// `headgate undrain`, as above.
     pub(super) fn undrain_backend(&mut self, address: SocketAddr, cluster: Option<&str>) -> Result<String> {
+        // Also one that is not there just now: it would come back drained.
+        let absent = |of: &Name| {
+            of.1 == address
+                && cluster.is_none_or(|name| of.0 == name)
+                && self.endpoints.get(&of.0, of.1).is_none_or(|member| member.removed.is_some())
+        };
+        let forgotten: Vec<Name> = self.drained.backends.iter().filter(|of| absent(of)).cloned().collect();
         let mut told = Vec::new();
-        for cluster in self.clusters_with(address, cluster)? {
+        for name in &forgotten {
+            self.drained.backends.remove(name);
+            told.push(format!(
+                "{address} in cluster {} is not there, and will not be drained when it comes",
+                name.0
+            ));
+        }
+        let clusters = match self.clusters_with(address, cluster) {
+            Err(_) if !forgotten.is_empty() => Vec::new(),
+            clusters => clusters?,
+        };
+        for cluster in clusters {
             let Some(member) = self.endpoints.get_mut(&cluster.name, address) else { continue };
             if member.drained.is_none() {
                 told.push(format!("{address} in cluster {} is not drained", cluster.name));
@@ -134,8 +152,8 @@ impl Agent {
             return Ok(format!("the node is drained already, since {since}{}", self.still_open()));
         }
         self.drained.node = true;
-        self.drained.write(&self.options.run_dir)?;
         self.begin_node_drain();
+        self.drained.write(&self.options.run_dir)?;
         Ok(format!("/ready says so: new connections should go elsewhere{}", self.still_open()))
     }
 
@@ -145,9 +163,9 @@ impl Agent {
             return Ok("the node is not drained".to_owned());
         }
         self.drained.node = false;
-        self.drained.write(&self.options.run_dir)?;
         log::info!("the node is not drained any more");
         self.set_kernel_drain(false);
+        self.drained.write(&self.options.run_dir)?;
         Ok("the node takes new connections again".to_owned())
     }
 
@@ -160,11 +178,11 @@ impl Agent {
             "the node is drained: what is open then is reset in {}",
             humantime::format_duration(timeout)
         );
-        self.node_drained = Some(Out::new(OnLeaving::Drain, timeout, Instant::now()));
+        self.node_drained = Some(Out::new(OnLeaving::Drain, timeout, true, Instant::now()));
         self.set_kernel_drain(true);
     }
 
-    fn set_kernel_drain(&mut self, draining: bool) {
+    pub(super) fn set_kernel_drain(&mut self, draining: bool) {
         if let Some(kernel) = &mut self.kernel
             && let Err(error) = kernel.set_draining(draining, &self.config, &self.endpoints, &self.network)
         {
@@ -224,11 +242,16 @@ impl Agent {
         Ok(found)
     }
 
+    /// Whether nothing would be left to take connections well without it.
     fn is_last_healthy(&self, cluster: &Cluster, address: SocketAddr) -> bool {
-        let healthy = |(_, member): &(SocketAddr, &Member)| member.state() == State::Healthy;
-        let mut all = self.endpoints.of(&cluster.name).filter(healthy).map(|(of, _)| of);
-        // Where none is, it is not better with this one.
-        all.next() == Some(address) && all.next().is_none()
+        let others = self.endpoints.of(&cluster.name).filter(|(of, _)| *of != address);
+        let others: Vec<State> = others.map(|(_, member)| member.state()).collect();
+        let is_healthy = self.member(cluster, address).is_some_and(|member| member.state() == State::Healthy);
+        if is_healthy {
+            !others.contains(&State::Healthy)
+        } else {
+            others.iter().all(|state| *state == State::Draining)
+        }
     }
 
     fn still_open(&self) -> String {

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::agent::{Agent, access_logs, bind_admin_http, check_against_host, proxy_listeners};
 use crate::config::{self, ConfigErrors, Loaded, Place};
 use crate::endpoints::State;
-use crate::model::{Config, Mode};
+use crate::model::{Cluster, Config, Mode};
 
 /// The last attempt at a reload.
 #[derive(Clone, Debug)]
@@ -108,11 +108,15 @@ impl Agent {
     /// Makes everything as `config` says. What can fail comes first.
     async fn reconfigure(&mut self, config: Config) -> Result<()> {
         self.discovery.apply(&config.clusters);
-        self.wait_for_discovery().await;
-        for cluster in &config.clusters {
-            if !self.balancers.contains_key(&cluster.name) {
-                self.set_endpoints(cluster);
-            }
+        let updates = self.wait_for_discovery().await;
+        let before = self.endpoints.states();
+        let is_new = |cluster: &&Cluster| self.config.cluster(&cluster.name).is_none();
+        self.coming = config.clusters.iter().filter(is_new).cloned().collect();
+        for cluster in self.coming.clone() {
+            self.set_endpoints(&cluster);
+        }
+        if self.coming.iter().any(|cluster| cluster.health_check.is_some()) {
+            self.wait_for_health().await;
         }
         self.proxy.apply(proxy_listeners(&config, &self.balancers))?;
 
@@ -123,9 +127,11 @@ impl Agent {
         }
         let mode = self.mode_of(&config);
         self.config = config;
+        self.coming.clear();
         for cluster in self.config.clusters.clone() {
             self.set_endpoints(&cluster);
         }
+        updates.iter().for_each(|update| self.note(update, &before));
         let (config, endpoints) = (&self.config, &self.endpoints);
         self.balancers
             .retain(|name, _| config.cluster(name).is_some() || endpoints.of(name).next().is_some());

@@ -44,9 +44,9 @@ impl Agent {
         log::info!("draining, for at most {}", humantime::format_duration(timeout));
         self.wait_for_flows(watch, Instant::now() + timeout).await?;
         self.hear();
-        self.notice_successor();
         self.proxy.cut_all(reason::SHUTDOWN);
         let _ = tokio::time::timeout(LAST_LINES, self.proxy.drained()).await;
+        self.notice_successor();
         if let Err(error) = self.end_what_is_left() {
             log::warn!("ending the connections that are left: {error:#}");
         }

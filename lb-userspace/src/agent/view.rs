@@ -246,7 +246,7 @@ impl Agent {
                 sub_zone: String::new(),
                 health: HealthFlags {
                     failed_active_hc: matches!(member.health, Health::Pending | Health::Failing { .. }),
-                    failed_outlier_check: member.ejected,
+                    failed_outlier_check: member.ejected.is_some(),
                     pending_dynamic_removal: member.removed.is_some() || member.leaving,
                     pending_active_hc: member.health == Health::Pending,
                     active_hc_timeout: member.health == Health::Failing { timeout: true },

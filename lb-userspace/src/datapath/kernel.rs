@@ -205,7 +205,8 @@ impl Kernel {
         const FLAGS_WORD: usize = std::mem::offset_of!(Backend, port) / 8;
         let old = self.backends.get(index);
         let new = backend.unwrap_or(Backend { flags: 0, ..old });
-        if (Backend { flags: old.flags, ..new }) == old {
+        let stays = new.flags & old.flags & lb_common::tables::backend::USED != 0;
+        if stays && (Backend { flags: old.flags, ..new }) == old || backend.is_none() {
             let word = [new.port.to_ne_bytes(), new.flags.to_ne_bytes()].concat();
             let mut bytes = [0; 8];
             bytes[..4].copy_from_slice(&word);
@@ -213,7 +214,9 @@ impl Kernel {
             self.backends.word(index, FLAGS_WORD).store(u64::from_ne_bytes(bytes), Ordering::Release);
             self.writes += 1;
         } else {
-            if (old.address, old.port) != (new.address, new.port) {
+            if (old.address, old.port, old.cluster) != (new.address, new.port, new.cluster)
+                || old.flags & lb_common::tables::backend::USED == 0
+            {
                 // What another one had the index for.
                 self.active.word(index, FAILING_WORD).store(0, Ordering::Relaxed);
             }

@@ -48,19 +48,28 @@ pub enum Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Out {
     pub since: Instant,
-    /// Connections that are older than this are reset then; `None`: never.
+    /// When connections are reset; `None`: never.
     pub cut: Option<Instant>,
+    /// Those that are older than this.
+    pub older_than: Instant,
 }
 
 impl Out {
-    /// By the rule of a cluster.
-    pub fn new(rule: OnLeaving, drain_timeout: Duration, now: Instant) -> Self {
+    /// By the rule of a cluster. `for_good`: there should be no connection that is newer, and if there is, it is meant, too.
+    pub fn new(rule: OnLeaving, drain_timeout: Duration, for_good: bool, now: Instant) -> Self {
         let cut = match rule {
             OnLeaving::Keep => None,
             OnLeaving::Drain => Some(now + drain_timeout),
             OnLeaving::Reset => Some(now),
         };
-        Self { since: now, cut }
+        // A SYN may be on its way that was sent before the tables changed.
+        let older_than = if for_good { cut.unwrap_or(now) + super::GRACE } else { now };
+        Self { since: now, cut, older_than }
+    }
+
+    /// The connections that are older than this are to be reset by `now`.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        self.cut.filter(|cut| *cut <= now).map(|_| self.older_than)
     }
 }
 
@@ -68,6 +77,8 @@ impl Out {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub endpoint: Endpoint,
+    /// Tells it from others that had its address in the cluster before.
+    pub id: u64,
     /// It has left discovery.
     pub removed: Option<Out>,
     /// It has left discovery, and stays for as long as its health check passes.
@@ -75,7 +86,8 @@ pub struct Member {
     /// By the operator's word.
     pub drained: Option<Out>,
     pub health: Health,
-    pub ejected: bool,
+    /// Why it is ejected, if it is.
+    pub ejected: Option<Arc<str>>,
     /// While it is unhealthy or ejected.
     pub unfit: Option<Out>,
     /// When its state came to be what it is, and why.
@@ -89,15 +101,16 @@ pub struct Member {
 
 impl Member {
     /// One that has just come; `first`: with its cluster.
-    pub(super) fn new(endpoint: Endpoint, cluster: &Cluster, first: bool, now: Instant) -> Self {
+    pub(super) fn new(endpoint: Endpoint, id: u64, cluster: &Cluster, first: bool, now: Instant) -> Self {
         let checked = cluster.health_check.is_some() && !endpoint.probe.skip;
         Self {
             endpoint,
+            id,
             removed: None,
             leaving: false,
             drained: None,
             health: if checked { Health::Pending } else { Health::Unchecked },
-            ejected: false,
+            ejected: None,
             unfit: None,
             since: now,
             why: if checked { "not probed yet" } else { "discovered" }.into(),
@@ -106,15 +119,22 @@ impl Member {
         }
     }
 
-    /// One of which an earlier agent has left connections.
-    pub(super) fn left_behind(address: SocketAddr, now: Instant) -> Self {
+    /// One of which an earlier agent has left connections, which are reset then.
+    pub(super) fn left_behind(
+        address: SocketAddr,
+        id: u64,
+        drain_timeout: Option<Duration>,
+        now: Instant,
+    ) -> Self {
+        let rule = if drain_timeout.is_some() { OnLeaving::Drain } else { OnLeaving::Keep };
         Self {
             endpoint: Endpoint::new(address, 1),
-            removed: Some(Out { since: now, cut: None }),
+            id,
+            removed: Some(Out::new(rule, drain_timeout.unwrap_or_default(), true, now)),
             leaving: false,
             drained: None,
             health: Health::Unchecked,
-            ejected: false,
+            ejected: None,
             unfit: None,
             since: now,
             why: "left by an earlier agent".into(),
@@ -128,21 +148,25 @@ impl Member {
             State::Draining
         } else if !matches!(self.health, Health::Unchecked | Health::Passing) {
             State::Unhealthy
-        } else if self.ejected {
+        } else if self.ejected.is_some() {
             State::Ejected
         } else {
             State::Healthy
         }
     }
 
-    /// Whether it may take new connections, be it in panic.
-    pub(super) fn may_take(&self) -> bool {
-        self.state() != State::Draining
+    /// The connections that are older than this are to be reset by `now`.
+    pub fn cut_due(&self, now: Instant) -> Option<Instant> {
+        self.outs().filter_map(|out| out.due(now)).max()
     }
 
-    /// Connections that are older than this are reset from then on; `None`: none are.
+    /// When connections are reset next, or were.
     pub fn cut(&self) -> Option<Instant> {
-        [self.removed, self.drained, self.unfit].into_iter().flatten().filter_map(|out| out.cut).min()
+        self.outs().filter_map(|out| out.cut).min()
+    }
+
+    fn outs(&self) -> impl Iterator<Item = Out> {
+        [self.removed, self.drained, self.unfit].into_iter().flatten()
     }
 
     /// Discovery or the configuration say something else of it, or of its health check.
@@ -163,13 +187,13 @@ impl Member {
     /// It has left discovery.
     pub(super) fn remove(&mut self, rule: OnLeaving, drain_timeout: Duration, now: Instant) {
         self.leaving = false;
-        self.removed = Some(Out::new(rule, drain_timeout, now));
+        self.removed = Some(Out::new(rule, drain_timeout, true, now));
         (self.since, self.why) = (now, "not discovered any more".into());
     }
 
     /// The operator wants no new connections to it.
     pub fn drain(&mut self, drain_timeout: Duration, now: Instant) {
-        self.drained = Some(Out::new(OnLeaving::Drain, drain_timeout, now));
+        self.drained = Some(Out::new(OnLeaving::Drain, drain_timeout, true, now));
         (self.since, self.why) = (now, "drained by the operator".into());
     }
 
@@ -180,32 +204,36 @@ impl Member {
         self.in_service = Some(now);
     }
 
-    /// What active health checking says from `now` on. Whether the state is another one.
+    /// What active health checking says from `now` on. Whether there is something to tell: another state, or the reason of
+    /// the one that it has had without an answer.
     pub fn set_health(&mut self, health: Health, why: &str, cluster: &Cluster, now: Instant) -> bool {
         self.change(why, cluster, now, |member| member.health = health)
     }
 
-    /// Whether failing connections have it left out, from `now` on. Whether the state is another one.
+    /// Whether, and why, failing connections have it left out, from `now` on. Whether the state is another one.
     pub fn set_ejected(&mut self, ejected: bool, why: &str, cluster: &Cluster, now: Instant) -> bool {
-        self.change(why, cluster, now, |member| member.ejected = ejected)
+        self.change(why, cluster, now, |member| member.ejected = ejected.then(|| why.into()))
     }
 
     fn change(&mut self, why: &str, cluster: &Cluster, now: Instant, set: impl FnOnce(&mut Self)) -> bool {
-        let before = self.state();
-        // Before its first answer it had no connections.
-        let was_pending = self.health == Health::Pending;
+        let (before, was_pending) = (self.state(), self.health == Health::Pending);
         set(self);
-        let unfit = self.ejected || matches!(self.health, Health::Failing { .. });
+        let unfit = self.ejected.is_some() || matches!(self.health, Health::Failing { .. });
         match (unfit, self.unfit) {
             (false, _) => self.unfit = None,
-            (true, None) => self.unfit = Some(Out::new(cluster.on_unhealthy, cluster.drain_timeout, now)),
+            (true, None) => {
+                let out = Out::new(cluster.on_unhealthy, cluster.drain_timeout, false, now);
+                self.unfit = Some(out);
+            }
             (true, Some(_)) => {}
         }
         let state = self.state();
-        if state == before {
+        if state == before && !(was_pending && state == State::Unhealthy) {
             return false;
         }
-        (self.since, self.why) = (now, why.into());
+        // What ended the one state is not why it has the other.
+        let ejected = self.ejected.clone().filter(|_| state == State::Ejected);
+        (self.since, self.why) = (now, ejected.unwrap_or_else(|| why.into()));
         if state == State::Healthy && !(was_pending && self.in_service.is_none()) {
             self.in_service = Some(now);
         }

@@ -128,8 +128,10 @@ fn what_is_not_probed_yet_takes_nothing() {
         pass(&mut endpoints, &a, host, start);
     }
     assert_eq!(endpoints.choose(&a, None, start).panic, [] as [u32; 0]);
-    endpoints.set(&a, &hosts(1..=4), start);
-    assert_eq!(chosen(&mut endpoints, &a, start).len(), 3, "the new one waits for its first probe");
+    endpoints.set(&a, &hosts(1..=9), start);
+    assert_eq!(endpoints.choose(&a, None, start).panic, [] as [u32; 0], "new ones are no reason for it");
+    assert_eq!(chosen(&mut endpoints, &a, start).len(), 3, "the new ones wait for their first probes");
+    endpoints.set(&a, &hosts(1..=3), start);
     fail(&mut endpoints, &a, 2, start);
     assert_eq!(chosen(&mut endpoints, &a, start), [(address(1), 1), (address(3), 1)]);
     let choice = endpoints.choose(&a, None, start);
@@ -242,4 +244,50 @@ fn those_on_the_node_come_first_if_they_are_to() {
     assert_eq!(endpoints.active("a").map(|(of, _)| of).collect::<Vec<_>>(), [address(2), address(3)]);
     endpoints.choose(&a, None, start);
     assert_eq!(endpoints.active("a").count(), 2, "nobody knows where this is");
+}
+
+/// Connections that come in panic are not those that are meant.
+#[test]
+fn what_is_reset_is_older_than_the_reason() {
+    let start = Instant::now();
+    let second = Duration::from_secs(1);
+    let a = Cluster { on_unhealthy: OnLeaving::Drain, ..checked("a") };
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=1), start);
+    fail(&mut endpoints, &a, 1, start + second);
+    let due = |endpoints: &Endpoints, at| endpoints.get("a", address(1)).unwrap().cut_due(at);
+    assert_eq!(due(&endpoints, start + a.drain_timeout), None);
+    let end = start + second + a.drain_timeout;
+    assert_eq!(due(&endpoints, end), Some(start + second));
+    // One that has left has no newer ones, but for those that were on their way.
+    endpoints.set(&a, &[], end);
+    assert!(due(&endpoints, end + a.drain_timeout).is_some_and(|older_than| older_than > end));
+}
+
+#[test]
+fn the_reason_of_a_first_failure_is_told() {
+    let (start, a) = (Instant::now(), checked("a"));
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=1), start);
+    let member = endpoints.get_mut("a", address(1)).unwrap();
+    let failing = Health::Failing { timeout: false };
+    assert!(member.set_health(failing, "status 404", &a, start), "it was unhealthy before, but for nothing");
+    assert_eq!(&*member.why, "status 404");
+    assert!(!member.set_health(failing, "status 500", &a, start));
+    assert!(!member.set_ejected(true, "refused", &a, start), "it stays unhealthy");
+    assert!(member.set_health(Health::Passing, "it passes", &a, start));
+    assert_eq!((member.state(), &*member.why), (State::Ejected, "refused"));
+}
+
+/// A configuration that is not taken leaves nothing behind.
+#[test]
+fn a_cluster_of_no_configuration_goes() {
+    let (start, a, b) = (Instant::now(), cluster("a"), cluster("b"));
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=1), start);
+    endpoints.set(&b, &hosts(2..=2), start);
+    let old = Config { clusters: vec![a], ..Config::default() };
+    let left = endpoints.keep_clusters(&old, &old, start);
+    assert_eq!(left, [(("b".to_owned(), address(2)), State::Healthy)]);
+    assert_eq!(endpoints.take_drained(start + GRACE, |_, _| false).len(), 1);
 }

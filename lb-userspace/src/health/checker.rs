@@ -2,34 +2,39 @@
 //! that neither many endpoints nor slow ones hold anybody else up.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::machine::{Machine, Verdict};
 use super::probe::{Failure, FailureKind, Prober, Target};
 use crate::model::HealthCheck;
 
-/// Probes under way at the same time.
+/// Probes under way at the same time, in all and of one cluster, so that slow ones leave room for those of others.
 const AT_ONCE: usize = 1024;
+const AT_ONCE_OF_ONE: usize = 512;
+/// A probe that finds no room is tried again after this long.
+const NO_ROOM: Duration = Duration::from_millis(50);
 
 /// What an endpoint's probes say of it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     pub cluster: Arc<str>,
     pub endpoint: SocketAddr,
+    /// [`Endpoint::id`], and the version of the check.
+    pub id: u64,
+    pub version: u64,
     pub healthy: bool,
     /// It is unhealthy by saying nothing in time.
     pub timeout: bool,
     /// For people.
     pub why: String,
-    /// The last probe has succeeded, which changes nothing; see [`Checker::tell_of_successes`].
-    pub is_repeated: bool,
 }
 
 /// An endpoint to ask.
@@ -37,6 +42,8 @@ pub struct Change {
 pub struct Endpoint {
     /// What names it.
     pub address: SocketAddr,
+    /// Tells it from others that had its address before.
+    pub id: u64,
     /// Where it is asked.
     pub at: SocketAddr,
     /// The name to ask for, unless the probe has one.
@@ -45,6 +52,8 @@ pub struct Endpoint {
     pub source: Option<IpAddr>,
     /// What was known of it before.
     pub adopted: Option<bool>,
+    /// Whether to tell of each success, and not only of changes.
+    pub tell_of_successes: bool,
 }
 
 /// What became of a cluster's probes, with Envoy's names.
@@ -66,18 +75,20 @@ pub struct Checker {
 }
 
 enum Command {
-    Set(Arc<Cluster>, Vec<Endpoint>),
+    Set(Arc<Check>, Vec<Endpoint>),
     Forget(Arc<str>),
     TellOfSuccesses(Arc<str>, SocketAddr, bool),
 }
 
-/// What the endpoints of a cluster have in common.
-struct Cluster {
-    name: Arc<str>,
-    check: HealthCheck,
-    prober: Prober,
-    /// It has had a connection.
-    traffic: Arc<AtomicBool>,
+/// How the endpoints of a cluster are asked.
+pub struct Check {
+    pub cluster: Arc<str>,
+    /// Another one for each that the cluster has had: what is known by one says nothing by the next.
+    pub version: u64,
+    pub check: HealthCheck,
+    pub prober: Prober,
+    /// The cluster has had a connection.
+    pub traffic: Arc<AtomicBool>,
 }
 
 impl Checker {
@@ -98,29 +109,16 @@ impl Checker {
             next: 0,
             due: BinaryHeap::new(),
             running: JoinSet::new(),
+            asked: HashMap::new(),
             random: fastrand::Rng::new(),
         };
         let task = tokio::spawn(schedule.run()).abort_handle();
         Self { commands, changes, counts, task }
     }
 
-    /// Asks these endpoints of a cluster from now on, and no others of it. What is known of those that stay goes on, unless
-    /// the check is another one.
-    pub fn set(
-        &self,
-        cluster: &str,
-        check: &HealthCheck,
-        traffic: &Arc<AtomicBool>,
-        endpoints: Vec<Endpoint>,
-    ) -> anyhow::Result<()> {
-        let cluster = Cluster {
-            name: cluster.into(),
-            prober: Prober::new(&check.probe)?,
-            check: check.clone(),
-            traffic: Arc::clone(traffic),
-        };
-        self.send(Command::Set(cluster.into(), endpoints));
-        Ok(())
+    /// Asks these endpoints of a cluster from now on, and no others of it. What is known of those that stay goes on.
+    pub fn set(&self, check: &Arc<Check>, endpoints: Vec<Endpoint>) {
+        self.send(Command::Set(Arc::clone(check), endpoints));
     }
 
     /// Asks no endpoint of a cluster any more.
@@ -183,15 +181,16 @@ struct Schedule {
     next: u64,
     /// When each is asked next, but for those that are being asked. Those that are gone are skipped.
     due: BinaryHeap<Reverse<(Instant, u64)>>,
-    running: JoinSet<(u64, Result<(), Failure>)>,
+    running: JoinSet<Result<(), Failure>>,
+    /// Whom the tasks ask.
+    asked: HashMap<tokio::task::Id, (u64, Arc<str>)>,
     random: fastrand::Rng,
 }
 
 struct Entry {
-    cluster: Arc<Cluster>,
+    check: Arc<Check>,
     endpoint: Endpoint,
     machine: Machine,
-    tell_of_successes: bool,
 }
 
 impl Schedule {
@@ -204,9 +203,12 @@ impl Schedule {
                     Some(command) => self.obey(command),
                     None => return,
                 },
-                Some(ended) = self.running.join_next() => {
-                    // One that was aborted or has panicked is asked no more, which does not happen.
-                    if let Ok((id, result)) = ended {
+                Some(ended) = self.running.join_next_with_id() => {
+                    let (task, result) = match ended {
+                        Ok(ended) => ended,
+                        Err(error) => (error.id(), Err(broken_off(&error))),
+                    };
+                    if let Some((id, _)) = self.asked.remove(&task) {
                         self.ended(id, result);
                     }
                 }
@@ -217,7 +219,7 @@ impl Schedule {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Set(cluster, endpoints) => self.set(&cluster, endpoints),
+            Command::Set(check, endpoints) => self.set(&check, endpoints),
             Command::Forget(cluster) => {
                 self.retain(&cluster, |_| false);
                 locked(&self.counts).remove(&cluster);
@@ -226,7 +228,7 @@ impl Schedule {
                 if let Some(entry) =
                     self.ids.get(&(cluster, endpoint)).and_then(|id| self.entries.get_mut(id))
                 {
-                    entry.tell_of_successes = tell;
+                    entry.endpoint.tell_of_successes = tell;
                 }
             }
         }
@@ -243,16 +245,15 @@ impl Schedule {
         });
     }
 
-    fn set(&mut self, cluster: &Arc<Cluster>, endpoints: Vec<Endpoint>) {
-        let wanted: HashMap<SocketAddr, ()> =
-            endpoints.iter().map(|endpoint| (endpoint.address, ())).collect();
-        self.retain(&cluster.name, |address| wanted.contains_key(&address));
+    fn set(&mut self, check: &Arc<Check>, endpoints: Vec<Endpoint>) {
+        let wanted: HashSet<SocketAddr> = endpoints.iter().map(|endpoint| endpoint.address).collect();
+        self.retain(&check.cluster, |address| wanted.contains(&address));
         for endpoint in endpoints {
-            let key = (Arc::clone(&cluster.name), endpoint.address);
+            let key = (Arc::clone(&check.cluster), endpoint.address);
             if let Some(entry) = self.ids.get(&key).and_then(|id| self.entries.get_mut(id))
-                && entry.cluster.check == cluster.check
+                && (entry.check.version, entry.endpoint.id) == (check.version, endpoint.id)
             {
-                (entry.cluster, entry.endpoint) = (Arc::clone(cluster), endpoint);
+                entry.endpoint = endpoint;
                 continue;
             }
             let machine = endpoint.adopted.map_or_else(Machine::new, Machine::adopted);
@@ -261,33 +262,45 @@ impl Schedule {
             if let Some(old) = self.ids.insert(key, id) {
                 self.entries.remove(&old);
             }
-            let first = Instant::now() + machine.first_wait(&cluster.check, &mut self.random);
+            let first = Instant::now() + machine.first_wait(&check.check, &mut self.random);
             self.due.push(Reverse((first, id)));
-            let cluster = Arc::clone(cluster);
-            self.entries.insert(id, Entry { cluster, endpoint, machine, tell_of_successes: false });
+            self.entries.insert(id, Entry { check: Arc::clone(check), endpoint, machine });
         }
     }
 
     /// Begins the probes that are due.
     fn ask(&mut self) {
         let now = Instant::now();
+        let mut of_cluster: HashMap<Arc<str>, usize> = HashMap::new();
+        for (_, cluster) in self.asked.values() {
+            *of_cluster.entry(Arc::clone(cluster)).or_default() += 1;
+        }
         while self.running.len() < AT_ONCE
             && self.due.peek().is_some_and(|Reverse((at, _))| *at <= now)
             && let Some(Reverse((_, id))) = self.due.pop()
         {
             let Some(entry) = self.entries.get(&id) else { continue };
-            let cluster = Arc::clone(&entry.cluster);
+            let check = Arc::clone(&entry.check);
+            let running = of_cluster.entry(Arc::clone(&check.cluster)).or_default();
+            if *running >= AT_ONCE_OF_ONE {
+                self.due.push(Reverse((now + NO_ROOM, id)));
+                continue;
+            }
+            *running += 1;
             let Endpoint { at, ref host, source, .. } = entry.endpoint;
             let target = Target { address: at, source, host: host.clone() };
-            locked(&self.counts).entry(Arc::clone(&cluster.name)).or_default().attempt += 1;
-            self.running.spawn(async move { (id, cluster.prober.ask(&target, cluster.check.timeout).await) });
+            locked(&self.counts).entry(Arc::clone(&check.cluster)).or_default().attempt += 1;
+            let cluster = Arc::clone(&check.cluster);
+            let task =
+                self.running.spawn(async move { check.prober.ask(&target, check.check.timeout).await });
+            self.asked.insert(task.id(), (id, cluster));
         }
     }
 
     fn ended(&mut self, id: u64, result: Result<(), Failure>) {
         // It may have gone meanwhile.
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let Cluster { name, check, traffic, .. } = &*entry.cluster;
+        let Check { cluster, version, check, traffic, .. } = &*entry.check;
         let traffic = traffic.load(Relaxed);
         let outcome = match &result {
             Ok(()) => entry.machine.success(check, traffic, &mut self.random),
@@ -295,7 +308,7 @@ impl Schedule {
         };
         {
             let mut counts = locked(&self.counts);
-            let counts = counts.entry(Arc::clone(name)).or_default();
+            let counts = counts.entry(Arc::clone(cluster)).or_default();
             match &result {
                 Ok(()) => counts.success += 1,
                 Err(failure) => {
@@ -304,8 +317,9 @@ impl Schedule {
                 }
             }
         }
-        let is_repeated = outcome.changed.is_none() && result.is_ok() && entry.tell_of_successes;
-        if outcome.changed.is_some() || is_repeated && entry.machine.verdict() == Verdict::Healthy {
+        let healthy = entry.machine.verdict() == Verdict::Healthy;
+        let is_repeated = result.is_ok() && healthy && entry.endpoint.tell_of_successes;
+        if outcome.changed.is_some() || is_repeated {
             let (timeout, why) = match result {
                 Ok(()) => (false, "its health check passes".to_owned()),
                 Err(failure) => (
@@ -315,14 +329,25 @@ impl Schedule {
             };
             // Nobody listens when the agent ends.
             let _ = self.tell.send(Change {
-                cluster: Arc::clone(name),
+                cluster: Arc::clone(cluster),
                 endpoint: entry.endpoint.address,
-                healthy: entry.machine.verdict() == Verdict::Healthy,
+                id: entry.endpoint.id,
+                version: *version,
+                healthy,
                 timeout,
                 why,
-                is_repeated,
             });
         }
         self.due.push(Reverse((Instant::now() + outcome.next, id)));
     }
 }
+
+/// A probe that has panicked: what it met there is the endpoint's doing.
+fn broken_off(error: &JoinError) -> Failure {
+    log::error!("a probe has broken off: {error}");
+    Failure { kind: FailureKind::Network, reason: "the probe has broken off".to_owned(), immediate: false }
+}
+
+#[cfg(test)]
+#[path = "checker_tests.rs"]
+mod tests;

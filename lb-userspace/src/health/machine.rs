@@ -43,7 +43,7 @@ impl Machine {
         Self::default()
     }
 
-    /// Goes on from what an earlier agent knew. The first probe decides alone all the same.
+    /// Goes on from what was known before. A first success decides alone all the same.
     pub(super) fn adopted(healthy: bool) -> Self {
         let verdict = if healthy { Verdict::Healthy } else { Verdict::Unhealthy };
         Self { verdict, ..Self::default() }
@@ -102,7 +102,9 @@ impl Machine {
             return None;
         }
         self.against += 1;
-        if !first && self.against < threshold {
+        // One that was good so far is not given up for one lost packet.
+        let decides_alone = first && (self.verdict == Verdict::Unknown || result == Verdict::Healthy);
+        if !decides_alone && self.against < threshold {
             return None;
         }
         self.against = 0;

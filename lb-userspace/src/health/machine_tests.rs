@@ -69,7 +69,9 @@ fn first_probe_decides_alone() {
         let known = if healthy { Verdict::Healthy } else { Verdict::Unhealthy };
         assert_eq!(Machine::adopted(healthy).verdict(), known);
         assert_eq!(verdicts(&mut Machine::adopted(healthy), &check(3, 3), "+--"), "hhh");
-        assert_eq!(verdicts(&mut Machine::adopted(healthy), &check(3, 3), "-++"), "uuu");
+        let failing = if healthy { "hhuuuh" } else { "uuuuuh" };
+        assert_eq!(verdicts(&mut Machine::adopted(healthy), &check(3, 3), "---+++"), failing);
+        assert_eq!(verdicts(&mut Machine::adopted(healthy), &check(3, 3), "!"), "u");
     }
 }
 

@@ -6,5 +6,5 @@ mod machine;
 pub mod outlier;
 mod probe;
 
-pub use checker::{Change, Checker, Counts, Endpoint};
+pub use checker::{Change, Check, Checker, Counts, Endpoint};
 pub use probe::Prober;

@@ -46,10 +46,12 @@ impl Names {
 }
 
 impl KernelSide {
-    /// Counts a last attempt that was not answered in time.
-    pub fn count_unanswered(&mut self, backend: u32) {
+    /// Counts a last attempt that was not answered in time; `now`: also among those in a row.
+    pub fn count_unanswered(&mut self, backend: u32, now: bool) {
         *self.unanswered.entry(backend).or_default() += 1;
-        self.kernel.count_failing(backend);
+        if now {
+            self.kernel.count_failing(backend);
+        }
     }
 
     /// Flows that were opened to a backend, and attempts that failed, since it has its index.

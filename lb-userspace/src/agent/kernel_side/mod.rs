@@ -201,17 +201,16 @@ impl KernelSide {
         endpoints: &Endpoints,
         network: &Snapshot,
     ) -> Result<()> {
+        if self.dirty {
+            return self.update_maps(config, endpoints, network);
+        }
         let steps =
             desired::choice(config, cluster, endpoints, &mut self.indices, &mut self.slots, &self.contents)?;
-        match steps {
-            Some(steps) if !self.dirty => {
-                self.dirty = true;
-                self.apply(steps)?;
-                self.dirty = false;
-                Ok(())
-            }
-            _ => self.update_maps(config, endpoints, network),
-        }
+        let Some(steps) = steps else { return self.update_maps(config, endpoints, network) };
+        self.dirty = true;
+        self.apply(steps)?;
+        self.dirty = false;
+        Ok(())
     }
 
     fn apply(&mut self, steps: Vec<Step>) -> Result<()> {

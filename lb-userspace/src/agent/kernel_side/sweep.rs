@@ -1,6 +1,6 @@
 //! Looking at all flows: what has ended, what has reached a limit, and what the others still need.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::datapath::connection::KernelConnection;
 use crate::datapath::kernel::monotonic_now;
 use crate::datapath::sweep::{Found, Moved, ServiceLimits, Usage};
 use crate::desired::{self, Destination};
-use crate::endpoints::Endpoints;
+use crate::endpoints::{Endpoints, Name};
 use crate::model::Config;
 use crate::moved::route_to_client;
 
@@ -27,17 +27,17 @@ pub struct Swept {
 }
 
 impl KernelSide {
-    /// Takes ended flows out, finds those that have reached a limit, and finds out what the others need. Those that are older
-    /// than `node_cut` end then. What it has `found` is taken out also where it fails later on.
+    /// Takes ended flows out, finds those that have reached a limit, and finds out what the others need. Those of
+    /// `cuts` that are older end. What it has `found` is taken out also where it fails later on.
     pub fn sweep(
         &mut self,
         config: &Config,
         endpoints: &Endpoints,
-        node_cut: Option<Instant>,
+        cuts: &BTreeMap<Name, Instant>,
         found: &mut Vec<(Found, KernelConnection)>,
     ) -> Result<Swept> {
         self.set_limits(config);
-        self.set_cuts(endpoints, node_cut);
+        self.set_cuts(cuts);
         let now = monotonic_now();
         self.usage = {
             let route = route_to_client(&self.contents);
@@ -80,12 +80,13 @@ impl KernelSide {
         }
     }
 
-    fn set_cuts(&mut self, endpoints: &Endpoints, node_cut: Option<Instant>) {
+    fn set_cuts(&mut self, cuts: &BTreeMap<Name, Instant>) {
         let (now, clock) = (Instant::now(), monotonic_now());
-        let due = endpoints.iter().filter_map(|(cluster, address, member)| {
-            let cut = member.cut().into_iter().chain(node_cut).min().filter(|cut| *cut <= now)?;
-            let index = self.indices.backend(cluster, address)?;
-            Some((index, clock.saturating_sub((now - cut).as_nanos() as u64)))
+        // It may lie ahead.
+        let at =
+            |of: Instant| (clock + (of - now).as_nanos() as u64).saturating_sub((now - of).as_nanos() as u64);
+        let due = cuts.iter().filter_map(|((cluster, address), older_than)| {
+            Some((self.indices.backend(cluster, *address)?, at(*older_than)))
         });
         self.limits.cuts = due.collect();
     }

@@ -55,6 +55,11 @@ impl Member {
         self.base = Some((seen.failed, seen.succeeded));
     }
 
+    /// The numbers of attempts are others from the next look on.
+    pub(super) fn restart_rates(&mut self) {
+        self.base = None;
+    }
+
     /// Failures in a row that count.
     pub(super) fn failures_in_a_row(&mut self, seen: Seen) -> u32 {
         if self.base.is_none() {

@@ -90,6 +90,11 @@ impl<K: Ord + Clone> Detector<K> {
         Some(Change::Returned { key: key.clone(), why: ReturnedBy::Probe })
     }
 
+    /// Attempts up to the next look count for no rate: the numbers begin anew.
+    pub fn restart_rates(&mut self) {
+        self.members.values_mut().for_each(Member::restart_rates);
+    }
+
     /// Outlier detection is off from now on: all return, and nothing of what was counts if it is on again.
     pub fn clear(&mut self) -> Vec<Change<K>> {
         let returned = self

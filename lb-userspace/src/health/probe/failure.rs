@@ -112,7 +112,12 @@ const CLOSED: &str = "closed before the end of the answer";
 
 /// The text without control characters, no longer than `max` characters.
 pub(super) fn one_line(text: &str, max: usize) -> String {
-    text.chars().filter(|c| !c.is_control()).take(max).collect()
+    text.chars().filter(|c| !c.is_control() && !is_invisible(*c)).take(max).collect()
+}
+
+/// What moves text around where it is shown: separators of lines, and directions of writing (UAX #9).
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// As the kernel calls it, such as `connection refused`.
