@@ -50,10 +50,10 @@ pub(super) fn panic_threshold(entry: Option<&Entry<'_>>, is_probed: bool, import
     {
         match (is_probed, ignores) {
             (false, _) => import.ignore(entry, "without health checks it has no effect in Envoy either"),
-            (true, false) => import.honour(entry),
-            (true, true) => import.approximate(
+            (true, true) => import.honour(entry),
+            (true, false) => import.approximate(
                 entry,
-                "new backends get no connections before their first good probe, but count as unhealthy until then",
+                "new backends do not count for panic and priorities before their first probe",
             ),
         }
     }

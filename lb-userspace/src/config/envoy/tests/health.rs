@@ -387,7 +387,7 @@ fn panic_and_draining() {
     let found = &loaded.config.clusters[0];
     assert_eq!(found.panic_threshold, 33);
     assert_eq!((found.on_unhealthy, found.keep_while_healthy), (OnLeaving::Reset, false));
-    approximated(&loaded, "ignore_new_hosts_until_first_hc", "count as unhealthy");
+    assert_eq!(verdict(&loaded, "ignore_new_hosts_until_first_hc"), Verdict::Honoured);
     assert_eq!(verdict(&loaded, "healthy_panic_threshold"), Verdict::Honoured);
 
     let loaded = cluster(keys);
