@@ -380,7 +380,7 @@ impl Agent {
     async fn try_follow(&mut self, changes: Changes) -> Result<()> {
         if changes.links || changes.addresses || changes.routes {
             self.network = net::snapshot().await?;
-            let result = self.apply_endpoints().await;
+            let result = self.apply_endpoints(true).await;
             self.look_at_host();
             return result;
         }

@@ -4,6 +4,7 @@
 mod counts;
 mod sweep;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
@@ -31,7 +32,7 @@ use crate::desired::{self, Indices, Observed, Slots};
 use crate::endpoints::{Endpoints, State};
 use crate::model::{Cluster, Config, Mode};
 use crate::moved::MovedRoutes;
-use crate::net::{self, Link, NeighbourState, RouteTo, Snapshot};
+use crate::net::{self, Link, NeighbourState, RouteTo, Router, Snapshot};
 
 /// Flows of each family for each GiB of memory, unless configured.
 const FLOWS_PER_GIB: u64 = 65_536;
@@ -152,10 +153,11 @@ impl KernelSide {
         })
     }
 
-    /// Finds out where endpoints are and how they are reached, and has their neighbours resolved.
-    pub async fn explore(&mut self, endpoints: &Endpoints, network: &Snapshot) {
+    /// Finds out where endpoints are and how they are reached, and has their neighbours resolved. `anew`: also of those that
+    /// this is known of, since the network is another one.
+    pub async fn explore(&mut self, endpoints: &Endpoints, network: &Snapshot, anew: bool) {
         self.devices = redirect_targets(network).await;
-        self.find_paths(endpoints, network).await;
+        self.find_paths(endpoints, network, anew).await;
         self.try_endpoints(endpoints);
         // One that answers does so within milliseconds; others are left to the proxy meanwhile.
         self.await_trials(TRIAL).await;
@@ -357,21 +359,18 @@ impl KernelSide {
         }
     }
 
-    async fn find_paths(&mut self, endpoints: &Endpoints, network: &Snapshot) {
-        let backends: BTreeSet<IpAddr> = endpoints.iter().map(|(_, address, _)| address.ip()).collect();
-        let mut paths = HashMap::new();
-        let mut neighbours = BTreeSet::new();
-        for address in backends {
-            match net::route_to(address).await {
-                Ok(path) => {
-                    if let RouteTo::Via(via) = &path {
-                        neighbours.insert((via.link, via.next_hop(address)));
-                    }
-                    paths.insert(address, path);
-                }
-                Err(error) => log::warn!("asking for the route to {address}: {error:#}"),
-            }
-        }
+    async fn find_paths(&mut self, endpoints: &Endpoints, network: &Snapshot, anew: bool) {
+        let paths = match self.ask_for_paths(endpoints, anew).await {
+            Ok(paths) => paths,
+            Err(error) => return log::warn!("asking for routes: {error:#}"),
+        };
+        let mut neighbours: BTreeSet<(u32, IpAddr)> = paths
+            .iter()
+            .filter_map(|(address, path)| match path {
+                RouteTo::Via(via) => Some((via.link, via.next_hop(*address))),
+                _ => None,
+            })
+            .collect();
         for (address, path) in &paths {
             if let RouteTo::Unreachable(why) = path
                 && self.paths.get(address) != Some(path)
@@ -396,10 +395,27 @@ impl KernelSide {
                 log::warn!("{error:#}");
             }
         }
-        for &(link, address) in &neighbours {
+        for &(link, address) in neighbours.iter().filter(|of| anew || !self.neighbours.wanted.contains(of)) {
             resolve(link, address).await;
         }
         self.neighbours.wanted = neighbours;
+    }
+
+    async fn ask_for_paths(&self, endpoints: &Endpoints, anew: bool) -> Result<HashMap<IpAddr, RouteTo>> {
+        let mut router = Router::new()?;
+        let mut paths = HashMap::new();
+        for (_, address, _) in endpoints.iter() {
+            let Entry::Vacant(entry) = paths.entry(address.ip()) else { continue };
+            if let Some(known) = self.paths.get(entry.key()).filter(|_| !anew) {
+                entry.insert(*known);
+                continue;
+            }
+            match router.route_to(address.ip()).await {
+                Ok(path) => drop(entry.insert(path)),
+                Err(error) => log::warn!("asking for the route to {}: {error:#}", address.ip()),
+            }
+        }
+        Ok(paths)
     }
 
     /// Has those that do not answer asked for again, and some of the others probed.
