@@ -1,6 +1,6 @@
 //! The health of endpoints, as probes and connections show it, and who gets new connections then.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -151,13 +151,30 @@ impl Agent {
         });
     }
 
-    /// A probe has something to tell.
-    pub(super) fn health_changed(&mut self, change: &Change) {
+    /// A probe has something to tell. Whatever others have told by now is followed with it: each cluster has one choice.
+    pub(super) fn health_changed(&mut self, change: Change) {
+        let mut clusters = BTreeSet::new();
+        let mut next = Some(change);
+        while let Some(change) = next {
+            if self.note_health(&change) {
+                clusters.insert(change.cluster);
+            }
+            next = self.health.checker.try_changed();
+        }
+        for name in clusters {
+            if let Some(cluster) = self.config.cluster(&name).cloned() {
+                self.choose(&cluster);
+            }
+        }
+    }
+
+    /// Whether a choice is to follow.
+    fn note_health(&mut self, change: &Change) -> bool {
         let now = Instant::now();
-        let Some(cluster) = self.config.cluster(&change.cluster).cloned() else { return };
-        let Some(member) = self.endpoints.get_mut(&cluster.name, change.endpoint) else { return };
+        let Some(cluster) = self.config.cluster(&change.cluster).cloned() else { return false };
+        let Some(member) = self.endpoints.get_mut(&cluster.name, change.endpoint) else { return false };
         if member.health == Health::Unchecked {
-            return;
+            return false;
         }
         let before = member.state();
         let health =
@@ -180,7 +197,7 @@ impl Agent {
         {
             self.follow_outlier(&cluster, returned, now);
         }
-        self.choose(&cluster);
+        true
     }
 
     /// Notes and logs that an endpoint has another state than before.

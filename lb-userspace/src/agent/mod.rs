@@ -272,7 +272,7 @@ impl Agent {
         while self.is_health_pending()
             && let Ok(change) = timeout_at(deadline, self.health.checker.changed()).await
         {
-            self.health_changed(&change);
+            self.health_changed(change);
             self.hear();
         }
     }
@@ -358,7 +358,7 @@ impl Agent {
                 }
                 changes = watch.changed() => self.follow(changes?).await,
                 update = self.discovery.changed() => self.discovered(update).await,
-                change = self.health.checker.changed() => self.health_changed(&change),
+                change = self.health.checker.changed() => self.health_changed(change),
                 () = known(&mut self.kernel) => self.update_maps("what is known of a backend"),
                 _ = housekeeping.tick() => self.housekeep().await,
                 _ = hearing.tick() => {
