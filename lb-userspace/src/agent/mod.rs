@@ -428,10 +428,7 @@ impl Agent {
         let mut found = Vec::new();
         let mut pause = LOOKING;
         let node_cut = self.node_drained.and_then(|out| out.cut);
-        let swept = self
-            .kernel
-            .as_mut()
-            .map(|kernel| kernel.sweep(&self.config, &self.endpoints, node_cut, &mut found));
+        let swept = self.kernel.as_mut().map(|kernel| kernel.sweep(&self.endpoints, node_cut, &mut found));
         match swept {
             Some(Err(error)) => {
                 log::error!("taking ended flows out: {error:#}");

@@ -81,6 +81,8 @@ pub struct KernelSide {
     unanswered: HashMap<u32, u64>,
     /// A change of the maps has failed half-way.
     dirty: bool,
+    /// There may be indices that nothing but flows needs, or nothing at all.
+    lingering: bool,
     draining: bool,
 }
 
@@ -149,6 +151,7 @@ impl KernelSide {
             before: HashMap::new(),
             unanswered: HashMap::new(),
             dirty: false,
+            lingering: true,
             draining: false,
         })
     }
@@ -193,7 +196,7 @@ impl KernelSide {
                 .any(|log| log.on_connect || log.on_start),
             draining: self.draining,
         };
-        self.dirty = true;
+        (self.dirty, self.lingering) = (true, true);
         let mut contents = desired::contents(config, &observed, &mut self.indices, &mut self.slots)?;
         self.keep_what_flows_need(&mut contents);
         self.moved.mark(&self.contents, &mut contents, monotonic_now());
@@ -202,6 +205,7 @@ impl KernelSide {
         self.next_known = (Instant::now() + begin.elapsed() * KNOWN_PAUSE).into();
         self.slots.retain(|window| contents.slots.contains_key(&window));
         self.name_all();
+        self.set_limits(config);
         Ok(())
     }
 
