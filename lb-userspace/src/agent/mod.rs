@@ -384,7 +384,12 @@ impl Agent {
             self.look_at_host();
             return result;
         }
-        self.network.neighbours = net::neighbours().await?;
+        let neighbours = net::neighbours().await?;
+        // Most notices are of an entry that was vouched for again.
+        if neighbours == self.network.neighbours {
+            return Ok(());
+        }
+        self.network.neighbours = neighbours;
         match &mut self.kernel {
             Some(kernel) => kernel.update_maps(&self.config, &self.endpoints, &self.network),
             None => Ok(()),
