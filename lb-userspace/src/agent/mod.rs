@@ -129,6 +129,13 @@ pub struct Agent {
     stopping: bool,
 }
 
+/// The kernel rungs before they carry anything.
+struct LoadedKernel {
+    kernel: KernelSide,
+    /// An earlier agent has left them.
+    left: bool,
+}
+
 /// What the agent is told by signals.
 struct Signals {
     terminate: Signal,
@@ -226,9 +233,16 @@ impl Agent {
 
     async fn bring_up(&mut self) -> Result<()> {
         self.find_endpoints().await;
+        // Endpoints are asked for their health meanwhile.
+        let kernel = self.load_kernel().await?;
         self.wait_for_health().await;
-        self.proxy.apply(proxy_listeners(&self.config, &self.balancers))?;
-        self.start_kernel().await?;
+        if let Err(error) = self.proxy.apply(proxy_listeners(&self.config, &self.balancers)) {
+            if matches!(kernel, Some(LoadedKernel { left: false, .. })) {
+                let _ = kernel_side::unload(&Pins::new(&self.options.bpffs), &self.network);
+            }
+            return Err(error.into());
+        }
+        self.attach_kernel(kernel).await?;
         self.look_at_host();
         if self.drained.node() {
             self.begin_node_drain();
@@ -279,6 +293,12 @@ impl Agent {
 
     /// Brings up the kernel rungs; where they cannot be had, the proxy goes on alone, unless they are forced.
     async fn start_kernel(&mut self) -> Result<()> {
+        let loaded = self.load_kernel().await?;
+        self.attach_kernel(loaded).await
+    }
+
+    /// The first part, without a packet to carry: loads the programs, and begins to find out about endpoints.
+    async fn load_kernel(&mut self) -> Result<Option<LoadedKernel>> {
         let mode = self.mode_of(&self.config);
         let left = Pins::new(&self.options.bpffs).exist();
         if mode == Mode::Proxy {
@@ -286,39 +306,53 @@ impl Agent {
                 bail!(LEFT_ALONE);
             }
             self.no_kernel = Some("the mode is proxy".into());
-            return Ok(());
+            return Ok(None);
         }
-        match self.try_kernel(mode).await {
-            Ok(kernel) => {
+        match KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints, &self.network) {
+            Ok(mut kernel) => {
+                kernel.explore(&self.endpoints, &self.network, true).await;
+                Ok(Some(LoadedKernel { kernel, left }))
+            }
+            Err(error) => {
+                self.without_kernel(error, left)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The second part.
+    async fn attach_kernel(&mut self, loaded: Option<LoadedKernel>) -> Result<()> {
+        let Some(LoadedKernel { mut kernel, left }) = loaded else { return Ok(()) };
+        match self.fill_and_attach(&mut kernel).await {
+            Ok(()) => {
                 self.kernel = Some(kernel);
                 self.no_kernel = None;
                 self.link_counts();
+                Ok(())
             }
-            Err(error) if left => return Err(error.context(LEFT_ALONE)),
-            Err(error) if mode == Mode::Auto => {
-                log::warn!("no kernel datapath, the proxy carries everything: {error:#}");
-                self.no_kernel = Some(format!("{error:#}"));
+            Err(error) => {
+                drop(kernel);
+                self.without_kernel(error, left)
             }
-            Err(error) => return Err(error.context("the datapath that was asked for is not to be had")),
         }
+    }
+
+    /// There are no kernel rungs. `left`: an earlier agent has left some.
+    fn without_kernel(&mut self, error: anyhow::Error, left: bool) -> Result<()> {
+        if left {
+            return Err(error.context(LEFT_ALONE));
+        }
+        // Half a datapath is none. An earlier agent's goes on for its flows, though.
+        let _ = kernel_side::unload(&Pins::new(&self.options.bpffs), &self.network);
+        if self.mode_of(&self.config) != Mode::Auto {
+            return Err(error.context("the datapath that was asked for is not to be had"));
+        }
+        log::warn!("no kernel datapath, the proxy carries everything: {error:#}");
+        self.no_kernel = Some(format!("{error:#}"));
         Ok(())
     }
 
-    async fn try_kernel(&mut self, mode: Mode) -> Result<KernelSide> {
-        let pins = Pins::new(&self.options.bpffs);
-        let adopted = pins.exist();
-        let result = self.load_and_bring_up(mode).await;
-        if result.is_err() && !adopted {
-            // Half a datapath is none. An earlier agent's goes on for its flows, though.
-            let _ = kernel_side::unload(&pins, &self.network);
-        }
-        result
-    }
-
-    async fn load_and_bring_up(&mut self, mode: Mode) -> Result<KernelSide> {
-        let mut kernel =
-            KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints, &self.network)?;
-        kernel.explore(&self.endpoints, &self.network).await;
+    async fn fill_and_attach(&mut self, kernel: &mut KernelSide) -> Result<()> {
         let deadline = Instant::now() + RESOLUTION;
         kernel.await_trials(RESOLUTION).await;
         loop {
@@ -332,7 +366,7 @@ impl Agent {
         kernel.kernel.recount_active()?;
         kernel.attach(&self.config, &self.network).await?;
         kernel.confirm();
-        Ok(kernel)
+        Ok(())
     }
 
     /// The main loop, until SIGTERM or SIGINT.
