@@ -26,7 +26,7 @@ impl Agent {
         let Some(cluster) = self.config.cluster(&update.cluster).cloned() else { return };
         self.set_endpoints(&cluster);
         self.note(&update, &before);
-        if let Err(error) = self.apply_endpoints().await {
+        if let Err(error) = self.apply_endpoints(false).await {
             log::error!("following a change of cluster {}: {error:#}", cluster.name);
         }
     }
@@ -85,10 +85,10 @@ impl Agent {
         self.chosen(cluster, choice);
     }
 
-    /// Brings the kernel's tables up to the endpoints.
-    pub(super) async fn apply_endpoints(&mut self) -> Result<()> {
+    /// Brings the kernel's tables up to the endpoints. `anew`: the network is another one.
+    pub(super) async fn apply_endpoints(&mut self, anew: bool) -> Result<()> {
         let Some(kernel) = &mut self.kernel else { return Ok(()) };
-        kernel.explore(&self.endpoints, &self.network).await;
+        kernel.explore(&self.endpoints, &self.network, anew).await;
         // The first connection to a new endpoint has just resolved its neighbour.
         self.network.neighbours = net::neighbours().await?;
         kernel.update_maps(&self.config, &self.endpoints, &self.network)?;

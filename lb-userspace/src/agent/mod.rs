@@ -133,6 +133,13 @@ pub struct Agent {
     stopping: bool,
 }
 
+/// The kernel rungs before they carry anything.
+struct LoadedKernel {
+    kernel: KernelSide,
+    /// An earlier agent has left them.
+    left: bool,
+}
+
 /// What the agent is told by signals.
 struct Signals {
     terminate: Signal,
@@ -238,9 +245,16 @@ impl Agent {
             self.begin_node_drain();
         }
         self.find_endpoints().await;
+        // Endpoints are asked for their health meanwhile.
+        let kernel = self.load_kernel().await?;
         self.wait_for_health().await;
-        self.proxy.apply(proxy_listeners(&self.config, &self.balancers))?;
-        self.start_kernel().await?;
+        if let Err(error) = self.proxy.apply(proxy_listeners(&self.config, &self.balancers)) {
+            if matches!(kernel, Some(LoadedKernel { left: false, .. })) {
+                let _ = kernel_side::unload(&Pins::new(&self.options.bpffs), &self.network);
+            }
+            return Err(error.into());
+        }
+        self.attach_kernel(kernel).await?;
         self.look_at_host();
         Ok(())
     }
@@ -291,6 +305,12 @@ impl Agent {
 
     /// Brings up the kernel rungs; where they cannot be had, the proxy goes on alone, unless they are forced.
     async fn start_kernel(&mut self) -> Result<()> {
+        let loaded = self.load_kernel().await?;
+        self.attach_kernel(loaded).await
+    }
+
+    /// The first part, without a packet to carry: loads the programs, and begins to find out about endpoints.
+    async fn load_kernel(&mut self) -> Result<Option<LoadedKernel>> {
         let mode = self.mode_of(&self.config);
         let left = Pins::new(&self.options.bpffs).exist();
         if mode == Mode::Proxy {
@@ -298,42 +318,56 @@ impl Agent {
                 bail!(LEFT_ALONE);
             }
             self.no_kernel = Some("the mode is proxy".into());
-            return Ok(());
+            return Ok(None);
         }
-        match self.try_kernel(mode).await {
-            Ok(kernel) => {
+        match KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints, &self.network) {
+            Ok(mut kernel) => {
+                kernel.explore(&self.endpoints, &self.network, true).await;
+                Ok(Some(LoadedKernel { kernel, left }))
+            }
+            Err(error) => {
+                self.without_kernel(error, left)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The second part.
+    async fn attach_kernel(&mut self, loaded: Option<LoadedKernel>) -> Result<()> {
+        let Some(LoadedKernel { mut kernel, left }) = loaded else { return Ok(()) };
+        match self.fill_and_attach(&mut kernel).await {
+            Ok(()) => {
                 self.kernel = Some(kernel);
                 self.no_kernel = None;
                 self.link_counts();
                 if self.node_drained.is_some() {
                     self.set_kernel_drain(true);
                 }
+                Ok(())
             }
-            Err(error) if left => return Err(error.context(LEFT_ALONE)),
-            Err(error) if mode == Mode::Auto => {
-                log::warn!("no kernel datapath, the proxy carries everything: {error:#}");
-                self.no_kernel = Some(format!("{error:#}"));
+            Err(error) => {
+                drop(kernel);
+                self.without_kernel(error, left)
             }
-            Err(error) => return Err(error.context("the datapath that was asked for is not to be had")),
         }
+    }
+
+    /// There are no kernel rungs. `left`: an earlier agent has left some.
+    fn without_kernel(&mut self, error: anyhow::Error, left: bool) -> Result<()> {
+        if left {
+            return Err(error.context(LEFT_ALONE));
+        }
+        // Half a datapath is none. An earlier agent's goes on for its flows, though.
+        let _ = kernel_side::unload(&Pins::new(&self.options.bpffs), &self.network);
+        if self.mode_of(&self.config) != Mode::Auto {
+            return Err(error.context("the datapath that was asked for is not to be had"));
+        }
+        log::warn!("no kernel datapath, the proxy carries everything: {error:#}");
+        self.no_kernel = Some(format!("{error:#}"));
         Ok(())
     }
 
-    async fn try_kernel(&mut self, mode: Mode) -> Result<KernelSide> {
-        let pins = Pins::new(&self.options.bpffs);
-        let adopted = pins.exist();
-        let result = self.load_and_bring_up(mode).await;
-        if result.is_err() && !adopted {
-            // Half a datapath is none. An earlier agent's goes on for its flows, though.
-            let _ = kernel_side::unload(&pins, &self.network);
-        }
-        result
-    }
-
-    async fn load_and_bring_up(&mut self, mode: Mode) -> Result<KernelSide> {
-        let mut kernel =
-            KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints, &self.network)?;
-        kernel.explore(&self.endpoints, &self.network).await;
+    async fn fill_and_attach(&mut self, kernel: &mut KernelSide) -> Result<()> {
         let deadline = Instant::now() + RESOLUTION;
         kernel.await_trials(RESOLUTION).await;
         loop {
@@ -347,7 +381,7 @@ impl Agent {
         kernel.kernel.recount_active()?;
         kernel.attach(&self.config, &self.network).await?;
         kernel.confirm();
-        Ok(kernel)
+        Ok(())
     }
 
     /// The main loop, until SIGTERM or SIGINT.
@@ -395,11 +429,16 @@ impl Agent {
     async fn try_follow(&mut self, changes: Changes) -> Result<()> {
         if changes.links || changes.addresses || changes.routes {
             self.network = net::snapshot().await?;
-            let result = self.apply_endpoints().await;
+            let result = self.apply_endpoints(true).await;
             self.look_at_host();
             return result;
         }
-        self.network.neighbours = net::neighbours().await?;
+        let neighbours = net::neighbours().await?;
+        // Most notices are of an entry that was vouched for again.
+        if neighbours == self.network.neighbours {
+            return Ok(());
+        }
+        self.network.neighbours = neighbours;
         match &mut self.kernel {
             Some(kernel) => kernel.update_maps(&self.config, &self.endpoints, &self.network),
             None => Ok(()),
@@ -444,10 +483,7 @@ impl Agent {
         let over = Over::now(&self.connections);
         let mut found = Vec::new();
         let mut pause = LOOKING;
-        let swept = self
-            .kernel
-            .as_mut()
-            .map(|kernel| kernel.sweep(&self.config, &self.endpoints, &self.cuts, &mut found));
+        let swept = self.kernel.as_mut().map(|kernel| kernel.sweep(&self.endpoints, &self.cuts, &mut found));
         match swept {
             Some(Err(error)) => {
                 log::error!("taking ended flows out: {error:#}");

@@ -139,7 +139,7 @@ impl Agent {
         match &mut self.kernel {
             Some(kernel) => {
                 kernel.reconfigure(&self.config, mode)?;
-                self.apply_endpoints().await
+                self.apply_endpoints(true).await
             }
             None if mode == Mode::Proxy => Ok(()),
             None => self.start_kernel().await,

@@ -22,6 +22,13 @@ struct Seen {
 impl Drift {
     /// Notes a difference at an index; what the count is to be corrected by, mostly 0.
     pub fn note(&mut self, index: u32, difference: i64) -> i64 {
+        if difference == 0 {
+            // As it should be: what was before is over.
+            if !self.of.is_empty() {
+                self.of.remove(&index);
+            }
+            return 0;
+        }
         let seen = self.of.entry(index).or_insert(Seen { least: difference, most: difference, looks: 0 });
         seen.least = seen.least.min(difference);
         seen.most = seen.most.max(difference);
