@@ -19,7 +19,7 @@ mod stop;
 mod trials;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use crate::access_log::{AccessLogs, check_writable};
 use crate::admin_http::{AdminHttp, ViewRequest, ViewSource};
@@ -127,6 +127,10 @@ pub struct Agent {
     /// The endpoints whose connections are to be reset, if they are older than this; and when that was found.
     cuts: BTreeMap<Name, Instant>,
     last_cuts: Instant,
+    /// When the last look began that came to its end.
+    last_good_look: Option<Instant>,
+    /// A change of the node's network could not be followed.
+    unfollowed: bool,
     /// How long the start took, once the agent serves.
     ready_after: Option<Duration>,
     /// It is on its way out.
@@ -207,6 +211,8 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
         next_look: Instant::now(),
         cuts: BTreeMap::new(),
         last_cuts: Instant::now(),
+        last_good_look: None,
+        unfollowed: false,
         ready_after: None,
         stopping: false,
     };
@@ -289,16 +295,25 @@ impl Agent {
             // The ring has room for some seconds alone.
             self.hear();
         }
+        // Those that take no query are there at once.
+        while let Ok(update) = timeout(Duration::ZERO, self.discovery.changed()).await {
+            updates.push(update);
+        }
         updates
     }
 
     /// Waits until every endpoint that is to be asked for its health has been, but not for long.
     async fn wait_for_health(&mut self) {
         let deadline = tokio::time::Instant::now() + SETTLING;
-        while self.is_health_pending()
-            && let Ok(change) = timeout_at(deadline, self.health.checker.changed()).await
-        {
-            self.health_changed(change);
+        while self.is_health_pending() {
+            let now = tokio::time::Instant::now();
+            if now >= deadline {
+                break;
+            }
+            let change = timeout_at(deadline.min(now + HEARING), self.health.checker.changed()).await;
+            if let Ok(change) = change {
+                self.health_changed(change);
+            }
             self.hear();
         }
     }
@@ -335,14 +350,12 @@ impl Agent {
     /// The second part.
     async fn attach_kernel(&mut self, loaded: Option<LoadedKernel>) -> Result<()> {
         let Some(LoadedKernel { mut kernel, left }) = loaded else { return Ok(()) };
+        kernel.draining = self.node_drained.is_some();
         match self.fill_and_attach(&mut kernel).await {
             Ok(()) => {
                 self.kernel = Some(kernel);
                 self.no_kernel = None;
                 self.link_counts();
-                if self.node_drained.is_some() {
-                    self.set_kernel_drain(true);
-                }
                 Ok(())
             }
             Err(error) => {
@@ -427,10 +440,13 @@ impl Agent {
     }
 
     async fn try_follow(&mut self, changes: Changes) -> Result<()> {
-        if changes.links || changes.addresses || changes.routes {
+        self.unfollowed |= changes.links || changes.addresses || changes.routes;
+        if self.unfollowed {
             self.network = net::snapshot().await?;
             let result = self.apply_endpoints(true).await;
             self.look_at_host();
+            // Else it is tried again.
+            self.unfollowed = result.is_err();
             return result;
         }
         let neighbours = net::neighbours().await?;
@@ -468,6 +484,9 @@ impl Agent {
         if self.forget_drained() {
             self.update_maps("the end of flows");
         }
+        if self.unfollowed {
+            self.follow(Changes::default()).await;
+        }
     }
 
     /// Hears what has become of flows, and takes those out that have ended.
@@ -491,6 +510,7 @@ impl Agent {
                 self.found(found);
             }
             swept => {
+                self.last_good_look = Some(begin);
                 self.account(over, begin);
                 self.found(found);
                 let swept = swept.and_then(Result::ok).unwrap_or_default();
@@ -519,11 +539,16 @@ impl Agent {
             Some(((cluster.to_owned(), address), older_than))
         });
         let cuts: BTreeMap<Name, Instant> = due.collect();
-        for ((cluster, address), older_than) in &cuts {
+        let is_proxied = |(cluster, address): &Name| {
             let backend = self.balancers.get(cluster).and_then(|balancer| balancer.backend(*address));
-            if backend.is_some_and(|backend| backend.open.proxied() > 0) {
-                self.proxy.cut(cluster, *address, *older_than);
-            }
+            backend.is_some_and(|backend| backend.open.proxied() > 0)
+        };
+        let mut proxied: HashMap<&str, HashMap<SocketAddr, Instant>> = HashMap::new();
+        for (name, older_than) in cuts.iter().filter(|(name, _)| is_proxied(name)) {
+            proxied.entry(&name.0).or_default().insert(name.1, *older_than);
+        }
+        if !proxied.is_empty() {
+            self.proxy.cut(&|cluster, backend| proxied.get(cluster)?.get(&backend).copied());
         }
         let changed = cuts != self.cuts;
         self.cuts = cuts;

@@ -53,6 +53,7 @@ impl Agent {
         check_against_host(&loaded, &self.network)?;
         self.check_fixed(&loaded)?;
         if loaded.config == self.config {
+            self.renew_probers();
             return Ok(false);
         }
         let before = self.config.clone();
@@ -74,6 +75,7 @@ impl Agent {
             }
             return Err(error);
         }
+        self.renew_probers();
         self.changes.count(&before, &loaded.config);
         Ok(true)
     }

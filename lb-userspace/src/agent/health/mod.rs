@@ -2,7 +2,7 @@
 
 mod outliers;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,6 +14,9 @@ use crate::endpoints::{Choice, Health, Member, State};
 use crate::health::outlier::Detector;
 use crate::health::{Change, Check, Checker, Endpoint, Prober};
 use crate::model::Cluster;
+
+/// Changes that are followed in one go, so that the agent comes to other things.
+const CHANGES: usize = 10_000;
 
 /// What is known of the health of all clusters' endpoints, besides what stands with each.
 pub(super) struct HealthSide {
@@ -133,49 +136,81 @@ impl Agent {
 
     /// Probes have something to tell: this, and what else there is by now.
     pub(super) fn health_changed(&mut self, change: Change) {
-        let mut clusters = BTreeMap::new();
+        let mut clusters: BTreeMap<Arc<str>, Cluster> = BTreeMap::new();
+        let mut left = BTreeSet::new();
         let mut next = Some(change);
-        while let Some(change) = next {
-            if let Some(cluster) = self.note_health(&change) {
-                clusters.insert(cluster.name.clone(), cluster);
+        for _ in 0..CHANGES {
+            let Some(change) = next.take() else { break };
+            if !clusters.contains_key(&change.cluster)
+                && let Some(cluster) = self.configured(&change.cluster)
+            {
+                clusters.insert(Arc::clone(&change.cluster), cluster.clone());
+            }
+            if let Some(cluster) = clusters.get(&change.cluster)
+                && self.note_health(&change, cluster)
+            {
+                left.insert(Arc::clone(&change.cluster));
             }
             next = self.health.checker.try_changed();
         }
-        for cluster in clusters.values() {
+        for (name, cluster) in &clusters {
+            if left.contains(name) {
+                self.watch_health(cluster);
+            }
             self.choose(cluster);
         }
     }
 
-    /// The cluster that is to choose anew.
-    fn note_health(&mut self, change: &Change) -> Option<Cluster> {
+    /// Whether an endpoint leaves.
+    fn note_health(&mut self, change: &Change, cluster: &Cluster) -> bool {
         let now = Instant::now();
-        let cluster = self.configured(&change.cluster)?.clone();
-        let version = self.health.clusters.get(&cluster.name)?.check.as_ref()?.version;
-        let member = self.endpoints.get_mut(&cluster.name, change.endpoint)?;
+        let Some(of) = self.health.clusters.get_mut(&cluster.name) else { return false };
+        let Some(member) = self.endpoints.get_mut(&cluster.name, change.endpoint) else { return false };
         // Of another endpoint that had the address, or by another check.
-        if (member.id, version) != (change.id, change.version) || member.health == Health::Unchecked {
-            return None;
+        let version = of.check.as_ref().map(|check| check.version);
+        if (member.id, version) != (change.id, Some(change.version)) || member.health == Health::Unchecked {
+            return false;
         }
         let before = member.state();
         let health =
             if change.healthy { Health::Passing } else { Health::Failing { timeout: change.timeout } };
-        if member.set_health(health, &change.why, &cluster, now) {
+        if member.set_health(health, &change.why, cluster, now) {
             let (state, why) = (member.state(), Arc::clone(&member.why));
             self.events.endpoint(&cluster.name, change.endpoint, before.name(), state.name(), &why);
         }
-        if self.endpoints.let_go(&cluster, change.endpoint, now) {
+        if change.healthy
+            && let Some(outlier) = &cluster.outlier
+            && let Some(returned) = of.detector.probe_succeeded(&change.endpoint, now, outlier)
+        {
+            self.follow_outlier(cluster, returned, now);
+        }
+        let leaves = self.endpoints.let_go(cluster, change.endpoint, now);
+        if leaves {
             let why = "it has left discovery, and its health check does not pass any more";
             let (from, to) = (State::Unhealthy.name(), State::Draining.name());
             self.events.endpoint(&cluster.name, change.endpoint, from, to, why);
+        }
+        leaves
+    }
+
+    /// Reads again what probes are made of, such as certificates.
+    pub(super) fn renew_probers(&mut self) {
+        for cluster in self.config.clusters.clone() {
+            let of = self.health.clusters.entry(cluster.name.clone()).or_default();
+            if let Some(check) = &of.check
+                && let Ok(prober) = Prober::new(&check.check.probe)
+            {
+                let Check { cluster, version, check, traffic, .. } = &**check;
+                of.check = Some(Arc::new(Check {
+                    cluster: Arc::clone(cluster),
+                    version: *version,
+                    check: check.clone(),
+                    prober,
+                    traffic: Arc::clone(traffic),
+                }));
+            }
             self.watch_health(&cluster);
         }
-        if change.healthy
-            && let (Some(outlier), Some(of)) = (&cluster.outlier, self.health.clusters.get_mut(&cluster.name))
-            && let Some(returned) = of.detector.probe_succeeded(&change.endpoint, now, outlier)
-        {
-            self.follow_outlier(&cluster, returned, now);
-        }
-        Some(cluster)
     }
 
     /// A cluster, be it of the configuration that is about to be in force.
@@ -215,9 +250,15 @@ impl Agent {
     pub(super) fn tell_of_panic(&mut self, cluster: &Cluster) {
         let Some(of) = self.health.clusters.get(&cluster.name) else { return };
         let is_in_panic = !of.panic.is_empty();
-        if of.total_before_panic.is_some() == is_in_panic {
+        let members =
+            self.endpoints.of(&cluster.name).filter(|(_, member)| member.state() != State::Draining);
+        let known: Vec<_> = members.filter(|(_, member)| member.health != Health::Pending).collect();
+        // That nothing is known yet is none.
+        if of.total_before_panic.is_some() == is_in_panic || is_in_panic && known.is_empty() {
             return;
         }
+        let healthy = known.iter().filter(|(_, member)| member.state() == State::Healthy).count();
+        let all = known.len();
         let total = self.attempts(&cluster.name);
         if let Some(of) = self.health.clusters.get_mut(&cluster.name) {
             if let Some(before) = of.total_before_panic.take() {
@@ -225,11 +266,6 @@ impl Agent {
             }
             of.total_before_panic = is_in_panic.then_some(total);
         }
-        let members =
-            self.endpoints.of(&cluster.name).filter(|(_, member)| member.state() != State::Draining);
-        let (healthy, all) = members.fold((0u32, 0u32), |(healthy, all), (_, member)| {
-            (healthy + u32::from(member.state() == State::Healthy), all + 1)
-        });
         let (from, to, what) = if is_in_panic {
             ("balanced", "panic", "less than panic_threshold: all are used, whatever their health")
         } else {

@@ -29,7 +29,7 @@ use crate::datapath::resize::{resize, resume};
 use crate::datapath::sweep::{Limits, Usage};
 use crate::datapath::{attach, bpffs};
 use crate::desired::{self, Indices, Observed, Slots};
-use crate::endpoints::{Endpoints, State};
+use crate::endpoints::Endpoints;
 use crate::model::{Cluster, Config, Mode};
 use crate::moved::MovedRoutes;
 use crate::net::{self, Link, NeighbourState, RouteTo, Router, Snapshot};
@@ -83,7 +83,10 @@ pub struct KernelSide {
     dirty: bool,
     /// There may be indices that nothing but flows needs, or nothing at all.
     lingering: bool,
-    draining: bool,
+    /// New flows are left to the proxy.
+    pub(super) draining: bool,
+    /// Routes could not be asked for.
+    unexplored: bool,
 }
 
 /// Neighbours that the kernel is to keep resolved.
@@ -153,6 +156,7 @@ impl KernelSide {
             dirty: false,
             lingering: true,
             draining: false,
+            unexplored: false,
         })
     }
 
@@ -363,9 +367,14 @@ impl KernelSide {
     }
 
     async fn find_paths(&mut self, endpoints: &Endpoints, network: &Snapshot, anew: bool) {
+        let anew = anew || self.unexplored;
+        self.unexplored = false;
         let paths = match self.ask_for_paths(endpoints, anew).await {
             Ok(paths) => paths,
-            Err(error) => return log::warn!("asking for routes: {error:#}"),
+            Err(error) => {
+                self.unexplored = true;
+                return log::warn!("asking for routes: {error:#}");
+            }
         };
         let mut neighbours: BTreeSet<(u32, IpAddr)> = paths
             .iter()
@@ -446,7 +455,8 @@ impl KernelSide {
 
     /// Begins to find out of endpoints, where that is not known, where the node's own connections to them go.
     fn try_endpoints(&mut self, endpoints: &Endpoints) {
-        let active = endpoints.iter().filter(|(.., member)| member.state() != State::Draining);
+        // Also those that the operator has drained, and may want back.
+        let active = endpoints.iter().filter(|(.., member)| member.removed.is_none());
         let active: BTreeSet<SocketAddr> = active.map(|(_, address, _)| address).collect();
         let paths = &self.paths;
         self.trials.start(&active, |address| matches!(paths.get(&address.ip()), Some(RouteTo::Via(_))));
