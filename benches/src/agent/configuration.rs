@@ -7,13 +7,13 @@ use super::hosts::endpoint;
 /// The port of the first listener; the others have the next ones.
 const LISTEN: u16 = 30_000;
 
-/// Clusters, each with a listener and with endpoints of its own, all with the same policy and health check (YAML; empty:
-/// none).
+/// Clusters, each with a listener and with endpoints of its own, all with the same policy and health check.
 pub(super) struct Size {
     pub(super) clusters: u32,
     /// Of each.
     pub(super) endpoints: u32,
     pub(super) lb_policy: &'static str,
+    /// YAML; empty: none.
     pub(super) health_check: &'static str,
 }
 

@@ -29,33 +29,37 @@ pub(super) const CHECKS: [(&str, &str); 3] = [
 /// What an agent needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Needs {
-    /// From its start until it serves, seconds.
-    pub(super) ready: f64,
-    /// Of its memory, MiB: what it has then, and what it had at the most.
+    /// MiB: what it has, and what it had at the most.
     pub(super) memory: f64,
     pub(super) most_memory: f64,
     /// Percent of a CPU.
     pub(super) cpu: f64,
 }
 
-/// Starts an agent and looks at it for a while.
-pub(super) fn measure(effort: &Effort, hosts: &Hosts, health_check: &'static str) -> Result<Needs> {
-    let window = Duration::from_secs(if effort.quick { 5 } else { 30 });
+/// Starts an agent; how long that took, in seconds.
+pub(super) fn start(effort: &Effort, hosts: &Hosts, health_check: &'static str) -> Result<(Agent, f64)> {
     let size = Size { clusters: CLUSTERS, endpoints: ENDPOINTS, lb_policy: "round_robin", health_check };
     let name = format!("lbb{}", std::process::id());
+    let yaml = size.yaml();
     let begin = Instant::now();
-    let agent = Agent::start_in(&effort.headgate, &name, &hosts.balancer, &size.yaml(), &[])?;
-    let ready = begin.elapsed().as_secs_f64();
+    let agent = Agent::start_in(&effort.headgate, &name, &hosts.balancer, &yaml, &[])?;
+    Ok((agent, begin.elapsed().as_secs_f64()))
+}
+
+/// Looks at one for a while, after as long a while.
+pub(super) fn look(agent: &Agent, window: Duration) -> Result<Needs> {
     sleep(window);
     let process = Process::new(agent.pid().as_raw_nonzero().get())?;
     let (before, since) = (cpu_time(&process)?, Instant::now());
     sleep(window);
     let cpu = (cpu_time(&process)? - before) / since.elapsed().as_secs_f64() * 100.0;
     let status = process.status()?;
-    let mebibytes =
-        |kib: Option<u64>| Ok::<_, anyhow::Error>(kib.context("no such size in its status")? as f64 / 1024.0);
-    require_all_healthy(&agent)?;
-    Ok(Needs { ready, memory: mebibytes(status.vmrss)?, most_memory: mebibytes(status.vmhwm)?, cpu })
+    require_all_healthy(agent)?;
+    Ok(Needs { memory: mebibytes(status.vmrss)?, most_memory: mebibytes(status.vmhwm)?, cpu })
+}
+
+fn mebibytes(kibibytes: Option<u64>) -> Result<f64> {
+    Ok(kibibytes.context("no such size in its status")? as f64 / 1024.0)
 }
 
 /// Seconds.

@@ -130,7 +130,8 @@ impl KernelSide {
             }
         };
         for (&index, backend) in &self.contents.backends {
-            if self.names.clusters.contains_key(&index) {
+            // Those that an earlier agent left are of no cluster that is known.
+            if desired::cluster_of_window(backend.cluster) != 0 {
                 let flows = self.usage.counted(index);
                 look(index, flows);
                 *clusters.entry(active_of_cluster(backend.cluster)).or_default() += flows;
@@ -139,8 +140,8 @@ impl KernelSide {
         for (&index, &flows) in &clusters {
             look(index, flows);
         }
-        let names = &self.names.clusters;
-        self.drift.retain(|index| names.contains_key(&index) || clusters.contains_key(&index));
+        let backends = &self.contents.backends;
+        self.drift.retain(|index| backends.contains_key(&index) || clusters.contains_key(&index));
     }
 
     /// Flows of an earlier agent that are open count as opened now, so that the totals go with their ends.
