@@ -9,7 +9,18 @@ const EVENTS: usize = 10;
 
 /// `headgate status`.
 pub fn status(status: &Value) -> String {
-    let mut text = format!(
+    let mut text = String::new();
+    for cluster in status["clusters"].as_array().into_iter().flatten() {
+        if cluster["panic"].as_array().is_some_and(|levels| !levels.is_empty()) {
+            text += &format!(
+                "PANIC: {} of {} endpoints of cluster {} are healthy, so all are used\n",
+                cluster["healthy"],
+                cluster["endpoints"],
+                string(&cluster["name"])
+            );
+        }
+    }
+    text += &format!(
         "headgate {}, up {} s, mode {}{}\n",
         string(&status["version"]),
         string(&status["uptime_s"]),
@@ -21,16 +32,6 @@ pub fn status(status: &Value) -> String {
             "the node is drained since {} s: what was open then is reset in {} s\n",
             drain["age_s"], drain["resets_in_s"]
         );
-    }
-    for cluster in status["clusters"].as_array().into_iter().flatten() {
-        if cluster["panic"].as_array().is_some_and(|levels| !levels.is_empty()) {
-            text += &format!(
-                "PANIC: {} of {} endpoints of cluster {} are healthy, so all are used\n",
-                cluster["healthy"],
-                cluster["endpoints"],
-                string(&cluster["name"])
-            );
-        }
     }
     if let Some(why) = status["why"].as_str() {
         text += &format!("no kernel rung: {why}\n");

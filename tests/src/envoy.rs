@@ -1,7 +1,8 @@
-//! The real Envoy as the ingress gateway in a backend's namespace: TLS, HTTP/1.1 and HTTP/2, WebSocket.
+//! The real Envoy: as the ingress gateway in a backend's namespace, with TLS, HTTP/1.1 and HTTP/2, WebSocket, or with any
+//! other file.
 
 use std::fs;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::websocket;
 /// Where it listens, on every address of both families, as an Istio ingress gateway does.
 pub const PORT: u16 = 8443;
 
-/// A running Envoy. It passes `/echo` on to a WebSocket server and all else to the [application](app::App), both in
+/// A running Envoy. As a gateway it passes `/echo` on to a WebSocket server and all else to the [application](app::App), both in
 /// its own namespace.
 #[derive(Debug)]
 pub struct Envoy {
@@ -29,15 +30,21 @@ pub struct Envoy {
 impl Envoy {
     /// Starts it and waits until it listens.
     pub fn start(namespace: &Namespace, identity: &Identity) -> Result<Self> {
+        let own = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        Self::start_with(namespace, &config(identity).to_string(), &own.map(|ip| SocketAddr::new(ip, PORT)))
+    }
+
+    /// The same with any bootstrap file, and until it listens at these addresses.
+    pub fn start_with(namespace: &Namespace, config: &str, listens: &[SocketAddr]) -> Result<Self> {
         let binary = binary()?;
         let directory = std::env::temp_dir().join(format!("{}-envoy", namespace.name()));
         fs::create_dir_all(&directory)?;
-        fs::write(directory.join("envoy.json"), config(identity).to_string())?;
+        fs::write(directory.join("envoy.yaml"), config)?;
         let log = fs::File::create(directory.join("log"))?;
         let child = namespace
             .command(binary.to_str().context("a path that is not UTF-8")?)
             .arg("-c")
-            .arg(directory.join("envoy.json"))
+            .arg(directory.join("envoy.yaml"))
             .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -45,7 +52,7 @@ impl Envoy {
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
         let mut envoy = Self { child, directory };
-        envoy.wait_ready(namespace).with_context(|| format!("Envoy's log:\n{}", envoy.log()))?;
+        envoy.wait_ready(namespace, listens).with_context(|| format!("Envoy's log:\n{}", envoy.log()))?;
         Ok(envoy)
     }
 
@@ -54,14 +61,14 @@ impl Envoy {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    fn wait_ready(&mut self, namespace: &Namespace) -> Result<()> {
+    fn wait_ready(&mut self, namespace: &Namespace, listens: &[SocketAddr]) -> Result<()> {
         wait_for("Envoy listens", Duration::from_secs(20), || {
             if let Some(status) = self.child.try_wait()? {
                 // Asking on would only find nobody.
                 return Ok(Err(anyhow::anyhow!("it ended with {status}")));
             }
-            for own in ["127.0.0.1", "::1"] {
-                namespace.within(|| TcpStream::connect((own, PORT)))??;
+            for address in listens {
+                namespace.within(|| TcpStream::connect(address))??;
             }
             Ok(Ok(()))
         })?

@@ -38,3 +38,4 @@ pub mod topology;
 pub mod tun;
 pub mod verifier;
 pub mod websocket;
+pub mod world;

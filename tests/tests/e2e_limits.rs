@@ -4,146 +4,33 @@
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-use lb_tests::agent::Agent;
-use lb_tests::cmd::wait_for;
-use lb_tests::echo::{Echo, End};
+use lb_tests::echo::End;
 use lb_tests::scenario::Setup;
-use lb_tests::topology::{Family, Topology};
+use lb_tests::topology::Family;
+use lb_tests::world::{PATIENCE, Seen, World, end, exchange, number, sections};
 use serde_json::Value;
 
-/// Ends a test that hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
 const ECHO: u16 = 7000;
 /// Nobody listens there.
 const CLOSED: u16 = 7001;
 /// SYNs to there are dropped.
 const DEAD: u16 = 7002;
 
-/// What a client comes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
-    /// Not connected: a RST in answer to the SYN.
-    Refused,
-    Reset,
-    Closed,
-}
-
-struct World {
-    /// Goes first.
-    _agent: Agent,
-    echoes: Vec<Echo>,
-    topology: Topology,
-    log: PathBuf,
-    setup: Setup,
-    family: Family,
-}
-
-impl World {
-    fn start(setup: Setup, family: Family) -> Self {
-        let topology = Topology::new(&setup.options()).unwrap();
-        let echoes = (1..=topology.backends.len())
-            .map(|number| {
-                let address = SocketAddr::new(family.backend(number).ip(), ECHO);
-                Echo::start(&topology.backends[number - 1], address).unwrap()
-            })
-            .collect();
-        for backend in &topology.backends {
-            let rules = format!(
-                "add table inet limits; add chain inet limits in {{ type filter hook input priority 0; }}; \
-                 add rule inet limits in tcp dport {DEAD} drop"
-            );
-            backend.run("nft", &[&rules]).unwrap();
-        }
-        let log = std::env::temp_dir().join(format!("{}-access.log", topology.name));
-        let agent = Agent::start(&topology, &config(setup, family, &log)).unwrap();
-        Self { _agent: agent, echoes, topology, log, setup, family }
+fn start(setup: Setup, family: Family) -> World {
+    let world = World::start(setup, family, &[ECHO], |log| config(setup, family, log));
+    for backend in &world.topology.backends {
+        let rules = format!(
+            "add table inet limits; add chain inet limits in {{ type filter hook input priority 0; }}; \
+             add rule inet limits in tcp dport {DEAD} drop"
+        );
+        backend.run("nft", &[&rules]).unwrap();
     }
-
-    fn vip(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.family.vip().ip(), port)
-    }
-
-    /// A connection, or that it was refused; anything else fails.
-    fn connect(&self, port: u16) -> Result<TcpStream, Seen> {
-        let address = self.vip(port);
-        match self.topology.client.within(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap() {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                Ok(stream)
-            }
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Err(Seen::Refused),
-            // The proxy's RST may overtake connect(2).
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => Err(Seen::Reset),
-            Err(error) => panic!("connecting to {address}: {error}"),
-        }
-    }
-
-    /// The same for one that works.
-    fn open(&self, port: u16) -> TcpStream {
-        let mut stream = self.connect(port).unwrap();
-        exchange(&mut stream, b"hello");
-        stream
-    }
-
-    /// How a connection attempt to that port ends.
-    fn attempt(&self, port: u16) -> Seen {
-        self.connect(port).map_or_else(|seen| seen, |mut stream| end(&mut stream))
-    }
-
-    /// Once there are so many lines about a listener that end one, the last of them.
-    fn last_line(&self, listener: &str, count: usize) -> Value {
-        let lines = wait_for(&format!("{count} lines about {listener}"), PATIENCE, || {
-            let lines = self.lines(listener, "TcpConnectionEnd");
-            ensure!(lines.len() >= count, "there are {lines:#?}");
-            Ok(lines)
-        });
-        let lines = lines.unwrap();
-        assert_eq!(lines.len(), count, "{lines:#?}");
-        lines.last().unwrap().clone()
-    }
-
-    /// The lines of a kind about a listener.
-    fn lines(&self, listener: &str, kind: &str) -> Vec<Value> {
-        let text = fs::read_to_string(&self.log).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let port = format!(":{}", port_of(listener));
-        let is_of = |line: &Value| line["local"].as_str().unwrap().ends_with(&port) && line["type"] == kind;
-        lines.filter(is_of).collect()
-    }
-
-    /// The statistics, once `enough` says so.
-    fn stats(&self, enough: impl Fn(&BTreeMap<String, String>) -> bool) -> BTreeMap<String, String> {
-        let mut last = BTreeMap::new();
-        let stats = wait_for("the statistics", PATIENCE, || {
-            last = self.stats_now();
-            ensure!(enough(&last), "not yet: {last:#?}");
-            Ok(last.clone())
-        });
-        stats.unwrap()
-    }
-
-    fn stats_now(&self) -> BTreeMap<String, String> {
-        let text = self.topology.lb.run("curl", &["-s", "http://127.0.0.1:8001/stats"]).unwrap();
-        let lines = text.lines().filter_map(|line| line.split_once(": "));
-        lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
-    }
-
-    fn reaches_backend(&self) -> bool {
-        self.setup != Setup::Proxy
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.log);
-    }
+    world
 }
 
 const LISTENERS: [&str; 7] = ["dead", "dead2", "refused", "idle", "old", "few", "none"];
@@ -152,7 +39,7 @@ fn port_of(listener: &str) -> u16 {
     8100 + LISTENERS.iter().position(|name| *name == listener).unwrap() as u16
 }
 
-fn config(setup: Setup, family: Family, log: &std::path::Path) -> String {
+fn config(setup: Setup, family: Family, log: &Path) -> String {
     let any = if family == Family::V4 { "0.0.0.0" } else { "[::]" };
     let hosts = |port: u16| {
         let hosts =
@@ -167,16 +54,7 @@ fn config(setup: Setup, family: Family, log: &std::path::Path) -> String {
         format!("  - {{ name: {name}, discovery: {{ type: static, hosts: [{}] }}{rest} }}\n", hosts(port))
     };
     [
-        format!("datapath: {{ mode: {}, max_flows: 65536 }}\n", setup.rung().name()),
-        "admin: {}\n".to_owned(),
-        format!(
-            "access_log:\n  path: {}\n  on_connect: true\n  flush_interval: 500ms\n  format: {{ type: '%ACCESS_LOG_TYPE%', \
-             flags: '%RESPONSE_FLAGS%', in: '%BYTES_RECEIVED%', out: '%BYTES_SENT%', host: '%UPSTREAM_HOST%', \
-             cluster: '%UPSTREAM_CLUSTER%', client: '%DOWNSTREAM_REMOTE_ADDRESS%', local: '%DOWNSTREAM_LOCAL_ADDRESS%', \
-             why: '%DOWNSTREAM_LOCAL_CLOSE_REASON%', ms: '%DURATION%', rung: '%HEADGATE_RUNG%', \
-             down: '%DOWNSTREAM_DETECTED_CLOSE_TYPE%', up: '%UPSTREAM_DETECTED_CLOSE_TYPE%' }}\n",
-            log.display()
-        ),
+        sections(setup, log, "  on_connect: true\n  flush_interval: 500ms\n"),
         "listeners:\n".to_owned(),
         listener("dead", ", connect_attempts: 1"),
         listener("dead2", ", connect_attempts: 2"),
@@ -197,31 +75,11 @@ fn config(setup: Setup, family: Family, log: &std::path::Path) -> String {
     .concat()
 }
 
-fn exchange(stream: &mut TcpStream, data: &[u8]) {
-    stream.write_all(data).unwrap();
-    let mut back = vec![0; data.len()];
-    stream.read_exact(&mut back).unwrap();
-    assert_eq!(back, data);
-}
-
-/// How a connection ends by itself.
-fn end(stream: &mut TcpStream) -> Seen {
-    match stream.read_to_end(&mut Vec::new()) {
-        Ok(_) => Seen::Closed,
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => Seen::Reset,
-        Err(error) => panic!("reading: {error}"),
-    }
-}
-
-fn number(stats: &BTreeMap<String, String>, name: &str) -> u64 {
-    stats.get(name).unwrap_or_else(|| panic!("no {name} in {stats:#?}")).parse().unwrap()
-}
-
 fn every_setup(test: impl Fn(&World)) {
     for setup in [Setup::Xdp, Setup::Tc, Setup::TcEgressTxOff, Setup::Proxy] {
         for family in Family::ALL {
             eprintln!("{setup:?}, {family}");
-            test(&World::start(setup, family));
+            test(&start(setup, family));
         }
     }
 }
@@ -230,14 +88,14 @@ fn every_setup(test: impl Fn(&World)) {
 fn backends_that_do_not_answer_or_refuse() {
     every_setup(|world| {
         // The handshake of a kernel flow is the backend's own.
-        let refused = if world.reaches_backend() { Seen::Refused } else { Seen::Reset };
+        let refused = if world.setup != Setup::Proxy { Seen::Refused } else { Seen::Reset };
         for (listener, attempts) in [("dead", 1), ("dead2", 2), ("refused", 1)] {
             let began = Instant::now();
             assert_eq!(world.attempt(port_of(listener)), refused, "{listener}");
             if attempts > 1 {
                 assert!(began.elapsed() >= Duration::from_secs(1), "the second attempt had its time");
             }
-            let line = world.last_line(listener, 1);
+            let line = world.last_line(port_of(listener), 1);
             assert_eq!(
                 (&line["flags"], &line["in"], &line["out"]),
                 (&"UF,URX".into(), &0.into(), &0.into()),
@@ -281,14 +139,14 @@ fn idle_and_old_connections_are_reset_at_both_ends() {
             } else {
                 assert_eq!(end(&mut stream), Seen::Reset);
             }
-            let ends = world.echoes.iter().find_map(|echo| echo.end(Duration::from_secs(3)).ok());
+            let ends = world.end_at_a_backend();
             assert_eq!(ends, Some(End::Reset), "at the backend");
-            let line = world.last_line(listener, 1);
+            let line = world.last_line(port_of(listener), 1);
             assert_eq!((&line["flags"], &line["why"]), (&flags.into(), &why.into()), "{line}");
             assert!(line["in"].as_u64().unwrap() >= 5 && line["out"].as_u64().unwrap() >= 5, "{line}");
-            let connected = world.lines(listener, "TcpUpstreamConnected");
+            let connected = world.lines(port_of(listener), "TcpUpstreamConnected");
             assert_eq!(connected.len(), 1, "{connected:#?}");
-            assert!(!world.lines(listener, "TcpPeriodic").is_empty());
+            assert!(!world.lines(port_of(listener), "TcpPeriodic").is_empty());
         }
         let counted = |stats: &BTreeMap<String, String>| {
             number(stats, "tcp.idle.idle_timeout") == 1
@@ -312,7 +170,7 @@ fn a_cluster_has_no_more_connections_than_it_may_have() {
         assert_eq!(number(&stats, "cluster.few.circuit_breakers.default.cx_open"), 1);
         for count in 1..=3 {
             assert_eq!(world.attempt(port), Seen::Reset);
-            let line = world.last_line("few", count);
+            let line = world.last_line(port_of("few"), count);
             assert_eq!((&line["flags"], &line["host"]), (&"UO".into(), &Value::Null), "{line}");
         }
         exchange(&mut held[0], b"still there");
@@ -325,7 +183,7 @@ fn a_cluster_has_no_more_connections_than_it_may_have() {
         assert_eq!(number(&stats, "cluster.few.upstream_cx_total"), 3);
         // Without any backend.
         assert_eq!(world.attempt(port_of("none")), Seen::Reset);
-        let line = world.last_line("none", 1);
+        let line = world.last_line(port_of("none"), 1);
         assert_eq!(
             (&line["flags"], &line["why"]),
             (&"UH".into(), &"tcp_initializion_failure:1".into()),
@@ -339,7 +197,7 @@ fn a_cluster_has_no_more_connections_than_it_may_have() {
 #[test]
 fn at_once_there_are_no_more_than_there_may_be() {
     for setup in [Setup::Xdp, Setup::Tc, Setup::Proxy] {
-        let world = World::start(setup, Family::V4);
+        let world = start(setup, Family::V4);
         let port = port_of("few");
         let streams: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..20).map(|_| scope.spawn(|| world.connect(port))).collect();

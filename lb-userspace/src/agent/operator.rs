@@ -174,7 +174,8 @@ impl Agent {
             "the node is drained: what is open then is reset in {}",
             humantime::format_duration(timeout)
         );
-        self.node_drained = Some(Out::new(OnLeaving::Drain, timeout, true, Instant::now()));
+        // What comes later is served.
+        self.node_drained = Some(Out::new(OnLeaving::Drain, timeout, false, Instant::now()));
         self.set_kernel_drain(true);
     }
 
