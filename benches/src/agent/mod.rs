@@ -130,7 +130,11 @@ const METHOD: [&str; 3] = [
      many connections by one loop*: 2,000 connections a second that a thread opens and closes, without waiting \
      for anything else. In namespaces the kernel's work for the far end counts as the near end's.",
 ];
-const OBSTACLES: [&str; 1] = [
+const OBSTACLES: [&str; 3] = [
+    "Discovery with Maglev: two tables are made one after the other, the proxy's and the kernel's, and a first \
+     connection to the new endpoint is waited for.",
+    "Start with 10,000 endpoints: the kernel verifies the programs for most of a second, and each endpoint has one \
+     connection to find out where it leads and one that asks for its health, on the CPUs that answer them as well.",
     "Health checks of 10,000 endpoints every five seconds: opening and closing 2,000 connections a second takes \
      several percent of a CPU in the kernel, whoever does it; the agent adds timers, polls and a task for each.",
 ];
