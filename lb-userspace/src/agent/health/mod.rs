@@ -27,6 +27,9 @@ pub(super) struct HealthSide {
     random: fastrand::Rng,
 }
 
+/// Failed and successful attempts of endpoints.
+type Totals = HashMap<SocketAddr, (u64, u64)>;
+
 /// Of one cluster.
 #[derive(Default)]
 pub(super) struct ClusterHealth {
@@ -45,7 +48,7 @@ pub(super) struct ClusterHealth {
     /// Endpoints that could not be ejected, since too many are, and when that was told.
     overflow: HashMap<SocketAddr, Instant>,
     /// Failed and successful attempts of each endpoint so far, and as of when.
-    totals: Option<(Instant, HashMap<SocketAddr, (u64, u64)>)>,
+    totals: Option<(Instant, Totals)>,
 }
 
 impl HealthSide {
@@ -103,8 +106,8 @@ impl Agent {
         let asked = members().filter(|(_, member)| member.health != Health::Unchecked);
         let endpoints = asked.map(|(address, Member { endpoint, id, health, ejected, .. })| {
             let place = &endpoint.probe;
-            let ip: IpAddr = place.address.unwrap_or(address.ip());
-            let port = place.port.or(check.check.port).unwrap_or(address.port());
+            let ip: IpAddr = place.address.unwrap_or_else(|| address.ip());
+            let port = place.port.or(check.check.port).unwrap_or_else(|| address.port());
             Endpoint {
                 address,
                 id: *id,
