@@ -141,6 +141,7 @@ impl Agent {
     pub(super) fn health_changed(&mut self, change: Change) {
         let mut clusters: BTreeMap<Arc<str>, Cluster> = BTreeMap::new();
         let mut left = BTreeSet::new();
+        let mut events: BTreeMap<Arc<str>, Vec<Event>> = BTreeMap::new();
         let mut next = Some(change);
         for _ in 0..CHANGES {
             let Some(change) = next.take() else { break };
@@ -150,11 +151,14 @@ impl Agent {
                 clusters.insert(Arc::clone(&change.cluster), cluster.clone());
             }
             if let Some(cluster) = clusters.get(&change.cluster)
-                && self.note_health(&change, cluster)
+                && self.note_health(&change, cluster, events.entry(Arc::clone(&change.cluster)).or_default())
             {
                 left.insert(Arc::clone(&change.cluster));
             }
             next = self.health.checker.try_changed();
+        }
+        for (name, events) in events {
+            self.events.add_all(&name, events);
         }
         for (name, cluster) in &clusters {
             if left.contains(name) {
@@ -165,7 +169,7 @@ impl Agent {
     }
 
     /// Whether an endpoint leaves.
-    fn note_health(&mut self, change: &Change, cluster: &Cluster) -> bool {
+    fn note_health(&mut self, change: &Change, cluster: &Cluster, events: &mut Vec<Event>) -> bool {
         let now = Instant::now();
         let Some(of) = self.health.clusters.get_mut(&cluster.name) else { return false };
         let Some(member) = self.endpoints.get_mut(&cluster.name, change.endpoint) else { return false };
@@ -178,8 +182,8 @@ impl Agent {
         let health =
             if change.healthy { Health::Passing } else { Health::Failing { timeout: change.timeout } };
         if member.set_health(health, &change.why, cluster, now) {
-            let (state, why) = (member.state(), Arc::clone(&member.why));
-            self.events.endpoint(&cluster.name, change.endpoint, before.name(), state.name(), &why);
+            let (from, to) = (before.name(), member.state().name());
+            events.push(Event::now(&cluster.name, Some(change.endpoint), from, to, &member.why));
         }
         if change.healthy
             && let Some(outlier) = &cluster.outlier
@@ -191,7 +195,7 @@ impl Agent {
         if leaves {
             let why = "it has left discovery, and its health check does not pass any more";
             let (from, to) = (State::Unhealthy.name(), State::Draining.name());
-            self.events.endpoint(&cluster.name, change.endpoint, from, to, why);
+            events.push(Event::now(&cluster.name, Some(change.endpoint), from, to, why));
         }
         leaves
     }
