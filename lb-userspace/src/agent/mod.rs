@@ -251,15 +251,13 @@ impl Agent {
             self.begin_node_drain();
         }
         self.find_endpoints().await;
+        // A port that cannot be had is told of before anything else is done. Connections that come now wait.
+        self.proxy.accept(false);
+        self.proxy.apply(proxy_listeners(&self.config, &self.balancers))?;
         // Endpoints are asked for their health meanwhile.
         let kernel = self.load_kernel().await?;
         self.wait_for_health().await;
-        if let Err(error) = self.proxy.apply(proxy_listeners(&self.config, &self.balancers)) {
-            if matches!(kernel, Some(LoadedKernel { left: false, .. })) {
-                let _ = kernel_side::unload(&Pins::new(&self.options.bpffs), &self.network);
-            }
-            return Err(error.into());
-        }
+        self.proxy.accept(true);
         self.attach_kernel(kernel).await?;
         self.look_at_host();
         Ok(())

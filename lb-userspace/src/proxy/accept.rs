@@ -75,6 +75,10 @@ struct Acceptor {
 
 impl Acceptor {
     async fn run(self: Arc<Self>) {
+        let mut accepting = self.tally.shared.accepting.subscribe();
+        if accepting.wait_for(|accepts| *accepts).await.is_err() {
+            return;
+        }
         let mut failing = false;
         while let Some(result) = poll_fn(|context| self.poll_accept(context)).await {
             let error = match result {

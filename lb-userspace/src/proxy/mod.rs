@@ -28,6 +28,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 pub use backend::{Backend, BackendStats, BackendTotals, Balancer};
 pub use bind::{BindError, BindReason};
 pub use flows::{FlowState, ProxiedFlow, Upstream};
@@ -95,6 +97,8 @@ struct Shared {
     pipes: PipePool,
     /// Since the start, over all listeners, also those that are gone.
     counters: Counters,
+    /// Whether connections are accepted.
+    accepting: watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -105,8 +109,14 @@ impl Proxy {
             flows: FlowTable::default(),
             pipes: PipePool::default(),
             counters: Counters::default(),
+            accepting: watch::Sender::new(true),
         };
         Self { shared: Arc::new(shared), listening: Mutex::default() }
+    }
+
+    /// Whether listening sockets that are opened from now on accept connections, or have them wait until this says so.
+    pub fn accept(&self, accept: bool) {
+        self.shared.accepting.send_replace(accept);
     }
 
     /// Makes the set of listening sockets equal to `listeners`.

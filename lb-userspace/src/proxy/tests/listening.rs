@@ -157,3 +157,19 @@ async fn connections_that_wait_to_be_accepted_survive_the_stop() {
         round_trip(&mut TcpStream::from_std(client).unwrap()).await;
     }
 }
+
+/// As at the start, when nobody knows of the backends yet.
+#[tokio::test]
+async fn connections_wait_until_they_are_accepted() {
+    let echoes = backends(&[server(V4, echo).await]);
+    let address = free_address(V4);
+    let proxy = Proxy::new(Arc::new(()));
+    proxy.accept(false);
+    proxy.apply(vec![listener(address, echoes)]).unwrap();
+    let mut early = TcpStream::connect(address).await.unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(proxy.connections(), 0);
+    proxy.accept(true);
+    round_trip(&mut early).await;
+    round_trip(&mut TcpStream::connect(address).await.unwrap()).await;
+}
