@@ -142,9 +142,13 @@ impl Agent {
         let mut clusters: BTreeMap<Arc<str>, Cluster> = BTreeMap::new();
         let mut left = BTreeSet::new();
         let mut events: BTreeMap<Arc<str>, Vec<Event>> = BTreeMap::new();
-        let mut next = Some(change);
-        for _ in 0..CHANGES {
-            let Some(change) = next.take() else { break };
+        let mut changes = vec![change];
+        while changes.len() < CHANGES
+            && let Some(change) = self.health.checker.try_changed()
+        {
+            changes.push(change);
+        }
+        for change in changes {
             if !clusters.contains_key(&change.cluster)
                 && let Some(cluster) = self.configured(&change.cluster)
             {
@@ -155,7 +159,6 @@ impl Agent {
             {
                 left.insert(Arc::clone(&change.cluster));
             }
-            next = self.health.checker.try_changed();
         }
         for (name, events) in events {
             self.events.add_all(&name, events);
