@@ -62,7 +62,9 @@ impl World {
         for (namespace, number) in topology.backends.iter().zip(1..) {
             for &port in ports {
                 let address = SocketAddr::new(family.backend(number).ip(), port);
-                echoes.insert((number, port), Echo::start(namespace, address).unwrap());
+                // An IPv6 address is tentative until the kernel has noticed that its link is up.
+                let echo = wait_for("a server", PATIENCE, || Echo::start(namespace, address));
+                echoes.insert((number, port), echo.unwrap());
             }
         }
         let log = std::env::temp_dir().join(format!("{}-access.log", topology.name));
