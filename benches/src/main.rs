@@ -2,6 +2,7 @@
 //!
 //! Every figure stands beside others of the same interleaved rounds; no figure decides anything.
 
+mod agent;
 mod connections;
 mod curve;
 mod driver;
@@ -59,6 +60,8 @@ enum Kind {
     Logging,
     /// The same with up to a million flows, with many backends and services; memory, listing, sweeping
     Scale,
+    /// What many endpoints cost the agent: changes, the start, memory, health checks
+    Agent,
 }
 
 /// How much time to take, and with what.
@@ -84,6 +87,7 @@ fn main() -> Result<()> {
             Kind::Connections => connections::run(&effort)?,
             Kind::Logging => logging::run(&effort)?,
             Kind::Scale => scale::run(&effort)?,
+            Kind::Agent => agent::run(&effort)?,
         };
         for table in &section.tables {
             table.print();

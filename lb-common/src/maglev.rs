@@ -29,7 +29,6 @@ pub fn identity(address: [u32; 4], port: u16) -> u64 {
 /// A backend of weight w takes w slots where one of weight 1 takes one (as fractions of the largest weight, so
 /// that every round of the paper's loop fills at most one slot for each).
 pub fn table(candidates: &[Candidate]) -> Vec<u32> {
-    const EMPTY: u32 = u32::MAX;
     if candidates.is_empty() {
         return Vec::new();
     }
@@ -40,8 +39,8 @@ pub fn table(candidates: &[Candidate]) -> Vec<u32> {
 
     struct Cursor {
         index: u32,
-        position: u64,
-        skip: u64,
+        position: u32,
+        skip: u32,
         weight: u64,
         credit: u64,
     }
@@ -49,14 +48,16 @@ pub fn table(candidates: &[Candidate]) -> Vec<u32> {
         .iter()
         .map(|candidate| Cursor {
             index: candidate.index,
-            position: candidate.identity % size,
-            skip: mix(candidate.identity ^ 0x5bd1_e995) % (size - 1) + 1,
+            position: (candidate.identity % size) as u32,
+            skip: (mix(candidate.identity ^ 0x5bd1_e995) % (size - 1) + 1) as u32,
             weight: candidate.weight.max(1) as u64,
             credit: 0,
         })
         .collect();
 
-    let mut slots = vec![EMPTY; TABLE_SIZE as usize];
+    let mut slots = vec![0; TABLE_SIZE as usize];
+    // A bit for each slot that is filled: a slot is looked at eleven times, and this is small enough for the first cache.
+    let mut taken = vec![0u64; (TABLE_SIZE as usize).div_ceil(64)];
     let mut filled = 0;
     loop {
         for cursor in &mut cursors {
@@ -65,9 +66,13 @@ pub fn table(candidates: &[Candidate]) -> Vec<u32> {
                 continue;
             }
             cursor.credit -= largest;
-            while slots[cursor.position as usize] != EMPTY {
-                cursor.position = (cursor.position + cursor.skip) % size;
+            while taken[cursor.position as usize / 64] >> (cursor.position % 64) & 1 == 1 {
+                cursor.position += cursor.skip;
+                if cursor.position >= TABLE_SIZE {
+                    cursor.position -= TABLE_SIZE;
+                }
             }
+            taken[cursor.position as usize / 64] |= 1 << (cursor.position % 64);
             slots[cursor.position as usize] = cursor.index;
             filled += 1;
             if filled == TABLE_SIZE {

@@ -129,6 +129,11 @@ impl ClusterBalancer {
 pub struct Attempts(Arc<Table>);
 
 impl Attempts {
+    /// Whether the last attempt of any endpoint has failed.
+    pub fn any_failing(&self) -> bool {
+        self.0.by_address.values().any(|backend| backend.open.failing() > 0)
+    }
+
     /// Those that failed since the last one that did not.
     pub fn failing(&self, address: SocketAddr) -> u32 {
         self.0.by_address.get(&address).map_or(0, |backend| backend.open.failing())

@@ -156,13 +156,12 @@ impl Endpoints {
     /// this runs on.
     pub fn choose(&mut self, cluster: &Cluster, node: Option<&str>, now: Instant) -> Choice {
         let Some(members) = self.clusters.get_mut(&cluster.name) else { return Choice::default() };
-        // Nothing is known of those that were not asked yet, which counts only where it is so of all.
-        let is_known = |member: &Member| member.health != Health::Pending;
+        // Nothing is known of those that were not asked yet, which is still better than nothing good.
         let may_take = |member: &Member| member.state() != State::Draining;
-        let any_known = members.values().any(|member| may_take(member) && is_known(member));
+        let any_healthy = members.values().any(|member| member.state() == State::Healthy);
         let candidates: Vec<Candidate<SocketAddr>> = members
             .iter()
-            .filter(|(_, member)| may_take(member) && (is_known(member) || !any_known))
+            .filter(|(_, member)| may_take(member) && (member.health != Health::Pending || !any_healthy))
             .map(|(address, member)| Candidate {
                 key: *address,
                 weight: member.endpoint.weight,

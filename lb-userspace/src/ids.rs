@@ -9,13 +9,15 @@ use std::hash::Hash;
 pub struct Ids<T> {
     of: HashMap<T, u32>,
     taken: BTreeSet<u32>,
+    /// None below is free.
+    first_free: u32,
     limit: u32,
 }
 
 impl<T: Eq + Hash + Clone> Ids<T> {
     /// Nothing has an index yet.
     pub fn new(limit: u32) -> Self {
-        Self { of: HashMap::new(), taken: BTreeSet::new(), limit }
+        Self { of: HashMap::new(), taken: BTreeSet::new(), first_free: 1, limit }
     }
 
     /// `thing` already has `index`, from an earlier agent.
@@ -34,7 +36,8 @@ impl<T: Eq + Hash + Clone> Ids<T> {
         if let Some(&index) = self.of.get(thing) {
             return Some(index);
         }
-        let index = (1..self.limit).find(|index| !self.taken.contains(index))?;
+        let index = (self.first_free..self.limit).find(|index| !self.taken.contains(index))?;
+        self.first_free = index + 1;
         self.adopt(thing.clone(), index);
         Some(index)
     }
@@ -69,6 +72,7 @@ impl<T: Eq + Hash + Clone> Ids<T> {
         });
         kept.extend(self.taken.iter().copied().filter(|&index| keep(None, index)));
         self.taken = kept;
+        self.first_free = 1;
         self.taken.len() != before
     }
 }

@@ -199,8 +199,8 @@ impl Agent {
         std::mem::forget(self);
     }
 
-    // nsenter replaces itself by the program, so the child's id is the agent's.
-    fn pid(&self) -> Pid {
+    /// The agent's process: nsenter replaces itself by the program.
+    pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 

@@ -227,7 +227,7 @@ fn settle(
     mut over: HashMap<Arc<str>, Carried>,
     mut open: HashMap<Arc<str>, Carried>,
 ) {
-    for name in over.keys().chain(open.keys()).cloned().collect::<HashSet<_>>() {
+    for name in over.keys().chain(open.keys()).chain(sums.keys()).cloned().collect::<HashSet<_>>() {
         let (over, open) = (over.remove(&name).unwrap_or_default(), open.remove(&name).unwrap_or_default());
         if over != Carried::default() || open != Carried::default() || sums.contains_key(&name) {
             raise(sums.entry(name).or_default(), over, open);

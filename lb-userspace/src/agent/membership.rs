@@ -26,7 +26,7 @@ impl Agent {
         let Some(cluster) = self.config.cluster(&update.cluster).cloned() else { return };
         self.set_endpoints(&cluster);
         self.note(&update, &before);
-        if let Err(error) = self.apply_endpoints().await {
+        if let Err(error) = self.apply_endpoints(false).await {
             log::error!("following a change of cluster {}: {error:#}", cluster.name);
         }
     }
@@ -73,6 +73,18 @@ impl Agent {
             let events = events.collect();
             self.events.add_all(&cluster.name, events);
         }
+        // What the configuration says of health checks has changed.
+        let others = self.endpoints.of(&cluster.name).filter(|(address, member)| {
+            let was = before.get(address);
+            was.is_some_and(|was| *was != member.state()) && !moved.iter().any(|(moved, _)| moved == address)
+        });
+        let events: Vec<Event> = others
+            .map(|(address, member)| {
+                let from = before.get(&address).map_or(ABSENT, |state| state.name());
+                Event::now(&cluster.name, Some(address), from, member.state().name(), &member.why)
+            })
+            .collect();
+        self.events.add_all(&cluster.name, events);
         self.watch_health(cluster);
         let choice = self.endpoints.choose(cluster, self.options.node.as_deref(), now);
         match self.balancers.get(&cluster.name) {
@@ -85,10 +97,10 @@ impl Agent {
         self.chosen(cluster, choice);
     }
 
-    /// Brings the kernel's tables up to the endpoints.
-    pub(super) async fn apply_endpoints(&mut self) -> Result<()> {
+    /// Brings the kernel's tables up to the endpoints. `anew`: the network is another one.
+    pub(super) async fn apply_endpoints(&mut self, anew: bool) -> Result<()> {
         let Some(kernel) = &mut self.kernel else { return Ok(()) };
-        kernel.explore(&self.endpoints, &self.network).await;
+        kernel.explore(&self.endpoints, &self.network, anew).await;
         // The first connection to a new endpoint has just resolved its neighbour.
         self.network.neighbours = net::neighbours().await?;
         kernel.update_maps(&self.config, &self.endpoints, &self.network)?;
@@ -100,24 +112,23 @@ impl Agent {
         Ok(())
     }
 
-    /// Endpoints that have left and have drained are gone. Whether there were any.
+    /// Endpoints that have left and have drained are gone, as far as the last look at the flows tells. Whether there were any.
     pub(super) fn forget_drained(&mut self) -> bool {
+        let Some(looked) = self.last_good_look else { return false };
         let (kernel, balancers) = (&self.kernel, &self.balancers);
-        let drained = self.endpoints.take_drained(Instant::now(), |cluster, address| {
+        let drained = self.endpoints.take_drained(looked, |cluster, address| {
             let proxied = balancers.get(cluster).and_then(|balancer| balancer.backend(address));
             kernel.as_ref().is_some_and(|kernel| kernel.has_open_flows(cluster, address))
                 || proxied.is_some_and(|backend| backend.open.proxied() > 0)
         });
-        for name in &drained {
-            let (cluster, address) = name;
-            self.events.endpoint(
-                cluster,
-                *address,
-                State::Draining.name(),
-                ABSENT,
-                "it has no connection left",
-            );
-            self.forget_drain(name);
+        let mut events: BTreeMap<&str, Vec<Event>> = BTreeMap::new();
+        for (cluster, address) in &drained {
+            let (from, why) = (State::Draining.name(), "it has no connection left");
+            let event = Event::now(cluster, Some(*address), from, ABSENT, why);
+            events.entry(cluster).or_default().push(event);
+        }
+        for (cluster, events) in events {
+            self.events.add_all(cluster, events);
             match self.config.cluster(cluster) {
                 Some(of) => {
                     if let Some(balancer) = self.balancers.get(cluster) {
@@ -129,6 +140,7 @@ impl Agent {
                 None => {}
             }
         }
+        self.forget_drains(&drained);
         !drained.is_empty()
     }
 }

@@ -19,7 +19,7 @@ mod stop;
 mod trials;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use crate::access_log::{AccessLogs, check_writable};
 use crate::admin_http::{AdminHttp, ViewRequest, ViewSource};
@@ -127,10 +127,21 @@ pub struct Agent {
     /// The endpoints whose connections are to be reset, if they are older than this; and when that was found.
     cuts: BTreeMap<Name, Instant>,
     last_cuts: Instant,
+    /// When the last look began that came to its end.
+    last_good_look: Option<Instant>,
+    /// A change of the node's network could not be followed.
+    unfollowed: bool,
     /// How long the start took, once the agent serves.
     ready_after: Option<Duration>,
     /// It is on its way out.
     stopping: bool,
+}
+
+/// The kernel rungs before they carry anything.
+struct LoadedKernel {
+    kernel: KernelSide,
+    /// An earlier agent has left them.
+    left: bool,
 }
 
 /// What the agent is told by signals.
@@ -200,6 +211,8 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
         next_look: Instant::now(),
         cuts: BTreeMap::new(),
         last_cuts: Instant::now(),
+        last_good_look: None,
+        unfollowed: false,
         ready_after: None,
         stopping: false,
     };
@@ -238,9 +251,16 @@ impl Agent {
             self.begin_node_drain();
         }
         self.find_endpoints().await;
+        // Endpoints are asked for their health meanwhile.
+        let kernel = self.load_kernel().await?;
         self.wait_for_health().await;
-        self.proxy.apply(proxy_listeners(&self.config, &self.balancers))?;
-        self.start_kernel().await?;
+        if let Err(error) = self.proxy.apply(proxy_listeners(&self.config, &self.balancers)) {
+            if matches!(kernel, Some(LoadedKernel { left: false, .. })) {
+                let _ = kernel_side::unload(&Pins::new(&self.options.bpffs), &self.network);
+            }
+            return Err(error.into());
+        }
+        self.attach_kernel(kernel).await?;
         self.look_at_host();
         Ok(())
     }
@@ -275,22 +295,37 @@ impl Agent {
             // The ring has room for some seconds alone.
             self.hear();
         }
+        // Those that take no query are there at once.
+        while let Ok(update) = timeout(Duration::ZERO, self.discovery.changed()).await {
+            updates.push(update);
+        }
         updates
     }
 
     /// Waits until every endpoint that is to be asked for its health has been, but not for long.
     async fn wait_for_health(&mut self) {
         let deadline = tokio::time::Instant::now() + SETTLING;
-        while self.is_health_pending()
-            && let Ok(change) = timeout_at(deadline, self.health.checker.changed()).await
-        {
-            self.health_changed(change);
+        while self.is_health_pending() {
+            let now = tokio::time::Instant::now();
+            if now >= deadline {
+                break;
+            }
+            let change = timeout_at(deadline.min(now + HEARING), self.health.checker.changed()).await;
+            if let Ok(change) = change {
+                self.health_changed(change);
+            }
             self.hear();
         }
     }
 
     /// Brings up the kernel rungs; where they cannot be had, the proxy goes on alone, unless they are forced.
     async fn start_kernel(&mut self) -> Result<()> {
+        let loaded = self.load_kernel().await?;
+        self.attach_kernel(loaded).await
+    }
+
+    /// The first part, without a packet to carry: loads the programs, and begins to find out about endpoints.
+    async fn load_kernel(&mut self) -> Result<Option<LoadedKernel>> {
         let mode = self.mode_of(&self.config);
         let left = Pins::new(&self.options.bpffs).exist();
         if mode == Mode::Proxy {
@@ -298,42 +333,54 @@ impl Agent {
                 bail!(LEFT_ALONE);
             }
             self.no_kernel = Some("the mode is proxy".into());
-            return Ok(());
+            return Ok(None);
         }
-        match self.try_kernel(mode).await {
-            Ok(kernel) => {
+        match KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints, &self.network) {
+            Ok(mut kernel) => {
+                kernel.explore(&self.endpoints, &self.network, true).await;
+                Ok(Some(LoadedKernel { kernel, left }))
+            }
+            Err(error) => {
+                self.without_kernel(error, left)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The second part.
+    async fn attach_kernel(&mut self, loaded: Option<LoadedKernel>) -> Result<()> {
+        let Some(LoadedKernel { mut kernel, left }) = loaded else { return Ok(()) };
+        kernel.draining = self.node_drained.is_some();
+        match self.fill_and_attach(&mut kernel).await {
+            Ok(()) => {
                 self.kernel = Some(kernel);
                 self.no_kernel = None;
                 self.link_counts();
-                if self.node_drained.is_some() {
-                    self.set_kernel_drain(true);
-                }
+                Ok(())
             }
-            Err(error) if left => return Err(error.context(LEFT_ALONE)),
-            Err(error) if mode == Mode::Auto => {
-                log::warn!("no kernel datapath, the proxy carries everything: {error:#}");
-                self.no_kernel = Some(format!("{error:#}"));
+            Err(error) => {
+                drop(kernel);
+                self.without_kernel(error, left)
             }
-            Err(error) => return Err(error.context("the datapath that was asked for is not to be had")),
         }
+    }
+
+    /// There are no kernel rungs. `left`: an earlier agent has left some.
+    fn without_kernel(&mut self, error: anyhow::Error, left: bool) -> Result<()> {
+        if left {
+            return Err(error.context(LEFT_ALONE));
+        }
+        // Half a datapath is none. An earlier agent's goes on for its flows, though.
+        let _ = kernel_side::unload(&Pins::new(&self.options.bpffs), &self.network);
+        if self.mode_of(&self.config) != Mode::Auto {
+            return Err(error.context("the datapath that was asked for is not to be had"));
+        }
+        log::warn!("no kernel datapath, the proxy carries everything: {error:#}");
+        self.no_kernel = Some(format!("{error:#}"));
         Ok(())
     }
 
-    async fn try_kernel(&mut self, mode: Mode) -> Result<KernelSide> {
-        let pins = Pins::new(&self.options.bpffs);
-        let adopted = pins.exist();
-        let result = self.load_and_bring_up(mode).await;
-        if result.is_err() && !adopted {
-            // Half a datapath is none. An earlier agent's goes on for its flows, though.
-            let _ = kernel_side::unload(&pins, &self.network);
-        }
-        result
-    }
-
-    async fn load_and_bring_up(&mut self, mode: Mode) -> Result<KernelSide> {
-        let mut kernel =
-            KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints, &self.network)?;
-        kernel.explore(&self.endpoints, &self.network).await;
+    async fn fill_and_attach(&mut self, kernel: &mut KernelSide) -> Result<()> {
         let deadline = Instant::now() + RESOLUTION;
         kernel.await_trials(RESOLUTION).await;
         loop {
@@ -347,7 +394,7 @@ impl Agent {
         kernel.kernel.recount_active()?;
         kernel.attach(&self.config, &self.network).await?;
         kernel.confirm();
-        Ok(kernel)
+        Ok(())
     }
 
     /// The main loop, until SIGTERM or SIGINT.
@@ -393,13 +440,21 @@ impl Agent {
     }
 
     async fn try_follow(&mut self, changes: Changes) -> Result<()> {
-        if changes.links || changes.addresses || changes.routes {
+        self.unfollowed |= changes.links || changes.addresses || changes.routes;
+        if self.unfollowed {
             self.network = net::snapshot().await?;
-            let result = self.apply_endpoints().await;
+            let result = self.apply_endpoints(true).await;
             self.look_at_host();
+            // Else it is tried again.
+            self.unfollowed = result.is_err();
             return result;
         }
-        self.network.neighbours = net::neighbours().await?;
+        let neighbours = net::neighbours().await?;
+        // Most notices are of an entry that was vouched for again.
+        if neighbours == self.network.neighbours {
+            return Ok(());
+        }
+        self.network.neighbours = neighbours;
         match &mut self.kernel {
             Some(kernel) => kernel.update_maps(&self.config, &self.endpoints, &self.network),
             None => Ok(()),
@@ -429,6 +484,9 @@ impl Agent {
         if self.forget_drained() {
             self.update_maps("the end of flows");
         }
+        if self.unfollowed {
+            self.follow(Changes::default()).await;
+        }
     }
 
     /// Hears what has become of flows, and takes those out that have ended.
@@ -444,10 +502,7 @@ impl Agent {
         let over = Over::now(&self.connections);
         let mut found = Vec::new();
         let mut pause = LOOKING;
-        let swept = self
-            .kernel
-            .as_mut()
-            .map(|kernel| kernel.sweep(&self.config, &self.endpoints, &self.cuts, &mut found));
+        let swept = self.kernel.as_mut().map(|kernel| kernel.sweep(&self.endpoints, &self.cuts, &mut found));
         match swept {
             Some(Err(error)) => {
                 log::error!("taking ended flows out: {error:#}");
@@ -455,6 +510,7 @@ impl Agent {
                 self.found(found);
             }
             swept => {
+                self.last_good_look = Some(begin);
                 self.account(over, begin);
                 self.found(found);
                 let swept = swept.and_then(Result::ok).unwrap_or_default();
@@ -483,11 +539,16 @@ impl Agent {
             Some(((cluster.to_owned(), address), older_than))
         });
         let cuts: BTreeMap<Name, Instant> = due.collect();
-        for ((cluster, address), older_than) in &cuts {
+        let is_proxied = |(cluster, address): &Name| {
             let backend = self.balancers.get(cluster).and_then(|balancer| balancer.backend(*address));
-            if backend.is_some_and(|backend| backend.open.proxied() > 0) {
-                self.proxy.cut(cluster, *address, *older_than);
-            }
+            backend.is_some_and(|backend| backend.open.proxied() > 0)
+        };
+        let mut proxied: HashMap<&str, HashMap<SocketAddr, Instant>> = HashMap::new();
+        for (name, older_than) in cuts.iter().filter(|(name, _)| is_proxied(name)) {
+            proxied.entry(&name.0).or_default().insert(name.1, *older_than);
+        }
+        if !proxied.is_empty() {
+            self.proxy.cut(&|cluster, backend| proxied.get(cluster)?.get(&backend).copied());
         }
         let changed = cuts != self.cuts;
         self.cuts = cuts;

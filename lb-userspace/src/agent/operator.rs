@@ -101,8 +101,7 @@ impl Agent {
                 humantime::format_duration(cluster.drain_timeout)
             ));
         }
-        self.drained.write(&self.options.run_dir)?;
-        Ok(told.join("\n"))
+        self.keep_drained(told.join("\n"))
     }
 
     /// `headgate undrain`, as above.
@@ -140,8 +139,7 @@ impl Agent {
             self.choose(&cluster);
             told.push(format!("{address} in cluster {} is {}", cluster.name, state.name()));
         }
-        self.drained.write(&self.options.run_dir)?;
-        Ok(told.join("\n"))
+        self.keep_drained(told.join("\n"))
     }
 
     /// `headgate drain --all`, as above.
@@ -153,8 +151,7 @@ impl Agent {
         }
         self.drained.node = true;
         self.begin_node_drain();
-        self.drained.write(&self.options.run_dir)?;
-        Ok(format!("/ready says so: new connections should go elsewhere{}", self.still_open()))
+        self.keep_drained(format!("/ready says so: new connections should go elsewhere{}", self.still_open()))
     }
 
     /// `headgate undrain --all`, as above.
@@ -165,8 +162,7 @@ impl Agent {
         self.drained.node = false;
         log::info!("the node is not drained any more");
         self.set_kernel_drain(false);
-        self.drained.write(&self.options.run_dir)?;
-        Ok("the node takes new connections again".to_owned())
+        self.keep_drained("the node takes new connections again".to_owned())
     }
 
     /// From here on `/ready` says that others should have the connections. What comes all the same is the proxy's, since it
@@ -203,12 +199,26 @@ impl Agent {
         }
     }
 
-    /// An endpoint is gone for good: another one may come under its address.
-    pub(super) fn forget_drain(&mut self, name: &Name) {
-        if self.drained.backends.remove(name)
+    /// Endpoints are gone for good: others may come under their addresses.
+    pub(super) fn forget_drains(&mut self, gone: &[Name]) {
+        let mut changed = false;
+        for name in gone {
+            changed |= self.drained.backends.remove(name);
+        }
+        // The next agent may have the file by then.
+        if changed
+            && !self.stopping
             && let Err(error) = self.drained.write(&self.options.run_dir)
         {
             log::warn!("{error:#}");
+        }
+    }
+
+    /// Keeps what is drained over a restart; what was `done` is so in any case.
+    fn keep_drained(&self, done: String) -> Result<String> {
+        match self.drained.write(&self.options.run_dir) {
+            Ok(()) => Ok(done),
+            Err(error) => Err(error.context(format!("{done}; but only until the agent's next start"))),
         }
     }
 

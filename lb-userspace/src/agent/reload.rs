@@ -53,6 +53,7 @@ impl Agent {
         check_against_host(&loaded, &self.network)?;
         self.check_fixed(&loaded)?;
         if loaded.config == self.config {
+            self.renew_probers();
             return Ok(false);
         }
         let before = self.config.clone();
@@ -74,6 +75,7 @@ impl Agent {
             }
             return Err(error);
         }
+        self.renew_probers();
         self.changes.count(&before, &loaded.config);
         Ok(true)
     }
@@ -139,7 +141,7 @@ impl Agent {
         match &mut self.kernel {
             Some(kernel) => {
                 kernel.reconfigure(&self.config, mode)?;
-                self.apply_endpoints().await
+                self.apply_endpoints(true).await
             }
             None if mode == Mode::Proxy => Ok(()),
             None => self.start_kernel().await,

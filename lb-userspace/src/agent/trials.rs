@@ -6,9 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use crate::net::{self, Translation};
@@ -21,11 +20,13 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// What is known of endpoints.
 pub(super) struct Trials {
     known: HashMap<SocketAddr, Knowledge>,
-    running: JoinSet<(SocketAddr, Result<Translation>)>,
+    running: JoinSet<Trial>,
     room: Arc<Semaphore>,
     /// The last failure, which is not logged again.
     failure: Option<String>,
 }
+
+type Trial = (SocketAddr, anyhow::Result<Translation>);
 
 enum Knowledge {
     /// Being found out.
@@ -78,13 +79,19 @@ impl Trials {
         while !self.running.is_empty() && timeout_at(deadline, self.next()).await.is_ok() {}
     }
 
-    /// Waits for the end of one; for ever while none runs. Whether its endpoint is now reached another way. Cancel safe.
+    /// Waits for the end of one; for ever while none runs. Whether an endpoint is now reached another way, of those that have
+    /// come to an end by then. Cancel safe.
     pub(super) async fn next(&mut self) -> bool {
-        let (address, result) = match self.running.join_next().await {
-            Some(Ok(trial)) => trial,
-            Some(Err(_cancelled)) => return false,
-            None => std::future::pending().await,
-        };
+        let Some(first) = self.running.join_next().await else { return std::future::pending().await };
+        let mut changed = self.ended(first);
+        while let Some(further) = self.running.try_join_next() {
+            changed |= self.ended(further);
+        }
+        changed
+    }
+
+    fn ended(&mut self, trial: Result<Trial, JoinError>) -> bool {
+        let Ok((address, result)) = trial else { return false };
         let Some(entry) = self.known.get_mut(&address) else { return false };
         let was_left = matches!(entry, Knowledge::Pending | Knowledge::Elsewhere(_));
         *entry = match result {

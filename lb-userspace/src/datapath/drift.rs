@@ -22,6 +22,13 @@ struct Seen {
 impl Drift {
     /// Notes a difference at an index; what the count is to be corrected by, mostly 0.
     pub fn note(&mut self, index: u32, difference: i64) -> i64 {
+        if difference == 0 {
+            // As it should be: what was before is over.
+            if !self.of.is_empty() {
+                self.of.remove(&index);
+            }
+            return 0;
+        }
         let seen = self.of.entry(index).or_insert(Seen { least: difference, most: difference, looks: 0 });
         seen.least = seen.least.min(difference);
         seen.most = seen.most.max(difference);
@@ -57,6 +64,9 @@ mod tests {
         assert_eq!(corrections(&mut drift, &|look| i64::from(look % 3) - 1), [0; LOOKS as usize]);
         let up = corrections(&mut drift, &|look| 2 + i64::from(look % 5));
         assert_eq!((up[..LOOKS as usize - 1].iter().sum::<i64>(), up[LOOKS as usize - 1]), (0, 2));
+        let gone = corrections(&mut drift, &|look| if look == 10 { 0 } else { 5 });
+        assert_eq!(gone, [0; LOOKS as usize], "it was as it should be meanwhile");
+        drift.note(7, 0);
         let down = corrections(&mut drift, &|look| -3 - i64::from(look % 2));
         assert_eq!(down.last(), Some(&-3));
     }

@@ -163,6 +163,11 @@ impl Usage {
         self.carried[1].get(&index).copied().unwrap_or_default()
     }
 
+    /// The same of all backends that have open flows.
+    pub fn by_backend(&self) -> impl Iterator<Item = (u32, Carried)> {
+        self.carried[1].iter().map(|(&index, &carried)| (index, carried))
+    }
+
     /// What the open flows of a rung have carried.
     pub fn of_rung(&self, rung: Rung) -> Carried {
         self.carried[2].get(&(rung as u32)).copied().unwrap_or_default()

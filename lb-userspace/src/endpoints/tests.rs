@@ -254,6 +254,7 @@ fn what_is_reset_is_older_than_the_reason() {
     let a = Cluster { on_unhealthy: OnLeaving::Drain, ..checked("a") };
     let mut endpoints = Endpoints::default();
     endpoints.set(&a, &hosts(1..=1), start);
+    pass(&mut endpoints, &a, 1, start);
     fail(&mut endpoints, &a, 1, start + second);
     let due = |endpoints: &Endpoints, at| endpoints.get("a", address(1)).unwrap().cut_due(at);
     assert_eq!(due(&endpoints, start + a.drain_timeout), None);

@@ -297,8 +297,14 @@ where
             Some(address) => format!("backend {address} ({index})"),
             None => format!("backend {index}, which is gone"),
         };
-        let proxy_only = backend.is_some_and(|backend| backend.flags & backend::PROXY_ONLY != 0);
-        let note = if proxy_only { "; only the proxy can reach that" } else { "" };
+        let flags = backend.map_or(0, |backend| backend.flags);
+        let note = if flags & backend::OUT != 0 {
+            "; that takes no new connections: another draw"
+        } else if flags & backend::PROXY_ONLY != 0 {
+            "; only the proxy can reach that"
+        } else {
+            ""
+        };
         self.say(format!("Choice: {how}: slot {slot} holds {name}{note}."));
     }
 

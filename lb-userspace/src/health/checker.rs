@@ -2,11 +2,10 @@
 //! that neither many endpoints nor slow ones hold anybody else up.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
@@ -19,8 +18,6 @@ use crate::model::HealthCheck;
 /// Probes under way at the same time, in all and of one cluster, so that slow ones leave room for those of others.
 const AT_ONCE: usize = 1024;
 const AT_ONCE_OF_ONE: usize = 512;
-/// A probe that finds no room is tried again after this long.
-const NO_ROOM: Duration = Duration::from_millis(50);
 
 /// What an endpoint's probes say of it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +107,7 @@ impl Checker {
             due: BinaryHeap::new(),
             running: JoinSet::new(),
             asked: HashMap::new(),
+            rooms: HashMap::new(),
             random: fastrand::Rng::new(),
         };
         let task = tokio::spawn(schedule.run()).abort_handle();
@@ -184,7 +182,15 @@ struct Schedule {
     running: JoinSet<Result<(), Failure>>,
     /// Whom the tasks ask.
     asked: HashMap<tokio::task::Id, (u64, Arc<str>)>,
+    /// By cluster: probes under way, and those that are due and find no room, in the order in which they came.
+    rooms: HashMap<Arc<str>, Room>,
     random: fastrand::Rng,
+}
+
+#[derive(Default)]
+struct Room {
+    running: usize,
+    waiting: VecDeque<u64>,
 }
 
 struct Entry {
@@ -208,8 +214,9 @@ impl Schedule {
                         Ok(ended) => ended,
                         Err(error) => (error.id(), Err(broken_off(&error))),
                     };
-                    if let Some((id, _)) = self.asked.remove(&task) {
+                    if let Some((id, cluster)) = self.asked.remove(&task) {
                         self.ended(id, result);
+                        self.make_room(&cluster);
                     }
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if may_ask && next.is_some() => self.ask(),
@@ -253,7 +260,7 @@ impl Schedule {
             if let Some(entry) = self.ids.get(&key).and_then(|id| self.entries.get_mut(id))
                 && (entry.check.version, entry.endpoint.id) == (check.version, endpoint.id)
             {
-                entry.endpoint = endpoint;
+                (entry.check, entry.endpoint) = (Arc::clone(check), endpoint);
                 continue;
             }
             let machine = endpoint.adopted.map_or_else(Machine::new, Machine::adopted);
@@ -271,29 +278,46 @@ impl Schedule {
     /// Begins the probes that are due.
     fn ask(&mut self) {
         let now = Instant::now();
-        let mut of_cluster: HashMap<Arc<str>, usize> = HashMap::new();
-        for (_, cluster) in self.asked.values() {
-            *of_cluster.entry(Arc::clone(cluster)).or_default() += 1;
-        }
         while self.running.len() < AT_ONCE
             && self.due.peek().is_some_and(|Reverse((at, _))| *at <= now)
             && let Some(Reverse((_, id))) = self.due.pop()
         {
             let Some(entry) = self.entries.get(&id) else { continue };
-            let check = Arc::clone(&entry.check);
-            let running = of_cluster.entry(Arc::clone(&check.cluster)).or_default();
-            if *running >= AT_ONCE_OF_ONE {
-                self.due.push(Reverse((now + NO_ROOM, id)));
-                continue;
+            let room = self.rooms.entry(Arc::clone(&entry.check.cluster)).or_default();
+            if room.running < AT_ONCE_OF_ONE {
+                self.begin(id);
+            } else {
+                room.waiting.push_back(id);
             }
-            *running += 1;
-            let Endpoint { at, ref host, source, .. } = entry.endpoint;
-            let target = Target { address: at, source, host: host.clone() };
-            locked(&self.counts).entry(Arc::clone(&check.cluster)).or_default().attempt += 1;
-            let cluster = Arc::clone(&check.cluster);
-            let task =
-                self.running.spawn(async move { check.prober.ask(&target, check.check.timeout).await });
-            self.asked.insert(task.id(), (id, cluster));
+        }
+    }
+
+    fn begin(&mut self, id: u64) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let check = Arc::clone(&entry.check);
+        let Endpoint { at, ref host, source, .. } = entry.endpoint;
+        let target = Target { address: at, source, host: host.clone() };
+        let cluster = Arc::clone(&check.cluster);
+        locked(&self.counts).entry(Arc::clone(&cluster)).or_default().attempt += 1;
+        self.rooms.entry(Arc::clone(&cluster)).or_default().running += 1;
+        let task = self.running.spawn(async move { check.prober.ask(&target, check.check.timeout).await });
+        self.asked.insert(task.id(), (id, cluster));
+    }
+
+    /// A probe of a cluster has ended: the next one has its room.
+    fn make_room(&mut self, cluster: &Arc<str>) {
+        if let Some(room) = self.rooms.get_mut(cluster) {
+            room.running -= 1;
+        }
+        // Those that have gone while they waited leave it to others.
+        while let Some(room) = self.rooms.get_mut(cluster)
+            && room.running < AT_ONCE_OF_ONE
+            && let Some(id) = room.waiting.pop_front()
+        {
+            self.begin(id);
+        }
+        if self.rooms.get(cluster).is_some_and(|room| room.running == 0) {
+            self.rooms.remove(cluster);
         }
     }
 

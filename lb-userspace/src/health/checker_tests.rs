@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 

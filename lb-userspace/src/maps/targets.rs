@@ -21,6 +21,8 @@ struct BackendRow {
     snat_addresses: Vec<IpAddr>,
     /// The kernel leaves its connections to the proxy.
     proxy_only: bool,
+    /// It gets no new connections.
+    out: bool,
 }
 
 pub(super) fn backends(context: &Context<'_>, json: bool) -> Result<String> {
@@ -39,6 +41,7 @@ pub(super) fn backends(context: &Context<'_>, json: bool) -> Result<String> {
                 .map(|words| address_of_words(*words))
                 .collect(),
             proxy_only: backend.flags & backend::PROXY_ONLY != 0,
+            out: backend.flags & backend::OUT != 0,
         })
         .collect();
     let columns = [
@@ -59,7 +62,11 @@ pub(super) fn backends(context: &Context<'_>, json: bool) -> Result<String> {
             if row.next_hop == 0 { "-".into() } else { row.next_hop.to_string() },
             or_dash(row.device.as_ref()),
             if snat.is_empty() { "-".into() } else { snat.join(", ") },
-            if row.proxy_only { "proxy only".into() } else { String::new() },
+            [(row.proxy_only, "proxy only"), (row.out, "out")]
+                .into_iter()
+                .filter_map(|(is, word)| is.then_some(word))
+                .collect::<Vec<_>>()
+                .join(", "),
         ]
     })
 }
@@ -168,13 +175,15 @@ struct ActiveRow {
     proxied: u64,
     /// Of a cluster: how many there may be.
     limit: Option<u64>,
+    /// Of a backend: failed attempts in a row.
+    failing: u64,
 }
 
 /// The entries that are in use, by index.
 pub(super) fn active_entries(context: &Context<'_>) -> Result<Vec<(u32, Active)>> {
     let active = context.maps.mapped::<Active>(names::ACTIVE)?;
     let all = (0..active.len()).map(|index| (index, active.get(index)));
-    Ok(all.filter(|(_, active)| active.both != 0 || active.limit != 0).collect())
+    Ok(all.filter(|(_, active)| active.both != 0 || active.limit != 0 || active.failing != 0).collect())
 }
 
 pub(super) fn active(context: &Context<'_>, json: bool) -> Result<String> {
@@ -189,6 +198,7 @@ pub(super) fn active(context: &Context<'_>, json: bool) -> Result<String> {
                 kernel: Active::kernel(active.both),
                 proxied: Active::proxied(active.both),
                 limit: Some(active.limit).filter(|&limit| limit != 0),
+                failing: active.failing,
             }
         })
         .collect();
@@ -199,6 +209,7 @@ pub(super) fn active(context: &Context<'_>, json: bool) -> Result<String> {
         right("KERNEL"),
         right("PROXIED"),
         right("LIMIT"),
+        right("FAILING"),
     ];
     render(&rows, json, columns, |row| {
         [
@@ -208,6 +219,7 @@ pub(super) fn active(context: &Context<'_>, json: bool) -> Result<String> {
             row.kernel.to_string(),
             row.proxied.to_string(),
             or_dash(row.limit),
+            row.failing.to_string(),
         ]
     })
 }

@@ -38,7 +38,7 @@ pub use host::{Finding, findings, host_name};
 pub use neighbour::{Resolution, probe, resolve, unmanage};
 pub use ports::{local_port_range, reserved_ports};
 pub use reset::{Reset, Resets};
-pub use route::{Path, RouteTo, Unreachable, route_to};
+pub use route::{Path, RouteTo, Router, Unreachable, route_to};
 pub use snapshot::{Address, Link, Neighbour, NeighbourState, Route, Snapshot, Vlan};
 pub use translated::{Translation, translated};
 pub use watch::{Changes, Watch, watch};

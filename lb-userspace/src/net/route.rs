@@ -70,26 +70,42 @@ impl fmt::Display for Unreachable {
     }
 }
 
+/// Asks the kernel for the ways to destinations, one after the other.
+pub struct Router {
+    netlink: Netlink,
+}
+
+impl Router {
+    /// Needs a tokio runtime around it.
+    pub fn new() -> Result<Self> {
+        Ok(Self { netlink: Netlink::open(NETLINK_ROUTE).context("cannot open a netlink socket")? })
+    }
+
+    /// The way to one destination.
+    pub async fn route_to(&mut self, destination: IpAddr) -> Result<RouteTo> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family(destination);
+        question.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
+        question.attributes.push(RouteAttribute::Destination(RouteAddress::from(destination)));
+        match self.netlink.request(RouteNetlinkMessage::GetRoute(question), 0).await {
+            Ok(answers) => {
+                let Some(RouteNetlinkMessage::NewRoute(answer)) = answers.into_iter().next() else {
+                    bail!("netlink gave no usable answer about the route to {destination}");
+                };
+                Ok(read(&answer))
+            }
+            Err(error) => match error.raw_os_error().and_then(from_errno) {
+                Some(why) => Ok(RouteTo::Unreachable(why)),
+                None => Err(error)
+                    .with_context(|| format!("cannot ask for the route to {destination} through netlink")),
+            },
+        }
+    }
+}
+
 /// Asks the kernel for the way to one destination.
 pub async fn route_to(destination: IpAddr) -> Result<RouteTo> {
-    let mut netlink = Netlink::open(NETLINK_ROUTE).context("cannot open a netlink socket")?;
-    let mut question = RouteMessage::default();
-    question.header.address_family = family(destination);
-    question.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
-    question.attributes.push(RouteAttribute::Destination(RouteAddress::from(destination)));
-    match netlink.request(RouteNetlinkMessage::GetRoute(question), 0).await {
-        Ok(answers) => {
-            let Some(RouteNetlinkMessage::NewRoute(answer)) = answers.into_iter().next() else {
-                bail!("netlink gave no usable answer about the route to {destination}");
-            };
-            Ok(read(&answer))
-        }
-        Err(error) => match error.raw_os_error().and_then(from_errno) {
-            Some(why) => Ok(RouteTo::Unreachable(why)),
-            None => Err(error)
-                .with_context(|| format!("cannot ask for the route to {destination} through netlink")),
-        },
-    }
+    Router::new()?.route_to(destination).await
 }
 
 pub(super) fn family(address: IpAddr) -> AddressFamily {

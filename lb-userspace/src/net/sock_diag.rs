@@ -14,13 +14,24 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use super::netlink::Netlink;
 
-/// The peer of an open or opening socket whose own end is `local`. `None` if it is neither, and on a kernel
-/// without `inet_diag`.
-pub(super) async fn peer(socket: impl AsFd, local: SocketAddr) -> io::Result<Option<SocketAddr>> {
+/// The peer of an open or opening socket whose own end is `local` and that was to be connected to `wanted`. `None` if it
+/// is neither, and on a kernel without `inet_diag`.
+pub(super) async fn peer(
+    socket: impl AsFd,
+    local: SocketAddr,
+    wanted: SocketAddr,
+) -> io::Result<Option<SocketAddr>> {
     let cookie = cookie_bytes(rustix::net::sockopt::socket_cookie(socket)?);
     let found = async {
         let mut netlink = Netlink::open(NETLINK_SOCK_DIAG)?;
-        netlink.dump(question(local), ends).await
+        // Mostly it is there: the kernel finds it at once. A dump goes through all that it has room for.
+        if let Ok(answers) = netlink.request(question(local, Some((wanted, cookie))), 0).await {
+            let found: Vec<_> = answers.into_iter().filter_map(ends).collect();
+            if found.iter().any(|(found, _)| *found == cookie) {
+                return Ok(found);
+            }
+        }
+        netlink.dump(question(local, None), ends).await
     };
     match found.await {
         Ok(sockets) => {
@@ -32,10 +43,16 @@ pub(super) async fn peer(socket: impl AsFd, local: SocketAddr) -> io::Result<Opt
     }
 }
 
-/// All sockets of a family and local port; the kernel compares only the ports in a dump.
-fn question(local: SocketAddr) -> SockDiagMessage {
+/// One socket by its ends and its cookie, or all of a family and local port; the kernel compares only the ports in a dump.
+fn question(local: SocketAddr, one: Option<(SocketAddr, [u8; 8])>) -> SockDiagMessage {
     let mut socket_id = if local.is_ipv4() { SocketId::new_v4() } else { SocketId::new_v6() };
     socket_id.source_port = local.port();
+    if let Some((destination, cookie)) = one {
+        socket_id.source_address = local.ip();
+        socket_id.destination_address = destination.ip();
+        socket_id.destination_port = destination.port();
+        socket_id.cookie = cookie;
+    }
     SockDiagMessage::InetRequest(InetRequest {
         family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
         protocol: IPPROTO_TCP,

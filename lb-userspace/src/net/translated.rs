@@ -87,7 +87,7 @@ fn begin(address: SocketAddr) -> io::Result<Option<Socket>> {
 async fn look(socket: &Socket, address: SocketAddr) -> Result<Seen> {
     let local = socket.local_addr().ok().and_then(|local| local.as_socket());
     let Some(local) = local else { return Ok(Seen::default()) };
-    let peer = sock_diag::peer(socket, local)
+    let peer = sock_diag::peer(socket, local, address)
         .await
         .with_context(|| format!("cannot see where a connection to {address} goes (sock_diag)"))?;
     if let Some(peer) = peer

@@ -246,12 +246,11 @@ impl FlowTable {
         self.slots().flows.values().map(|flow| flow.snapshot()).collect()
     }
 
-    /// Has the connections to a backend end that are older than that.
-    pub(super) fn cut(&self, cluster: &str, backend: SocketAddr, before: Instant) {
+    /// Has the connections end that are older than what is said of their cluster and backend.
+    pub(super) fn cut(&self, older_than: &dyn Fn(&str, SocketAddr) -> Option<Instant>) {
         for flow in self.slots().flows.values() {
-            let is_of = flow.cluster.get().is_some_and(|of| **of == *cluster)
-                && flow.upstream.get().is_some_and(|upstream| upstream.backend == backend);
-            if is_of && flow.started < before {
+            let (Some(cluster), Some(upstream)) = (flow.cluster.get(), flow.upstream.get()) else { continue };
+            if older_than(cluster, upstream.backend).is_some_and(|than| flow.started < than) {
                 flow.cut(reason::DRAINED);
             }
         }

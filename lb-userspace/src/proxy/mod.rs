@@ -168,9 +168,9 @@ impl Proxy {
         self.shared.flows.snapshot()
     }
 
-    /// Resets both ends of the connections to a backend of a cluster that were accepted before that.
-    pub fn cut(&self, cluster: &str, backend: SocketAddr, before: Instant) {
-        self.shared.flows.cut(cluster, backend, before);
+    /// Resets both ends of the connections that were accepted before what `older_than` says of their cluster and backend.
+    pub fn cut(&self, older_than: &dyn Fn(&str, SocketAddr) -> Option<Instant>) {
+        self.shared.flows.cut(older_than);
     }
 
     /// Resets both ends of all connections; `why` is for the access log.

@@ -140,7 +140,11 @@ fn dying(day: &mut Day<'_>) {
         for failure in &lost {
             let late = failure.began.saturating_duration_since(killed);
             assert!(late.is_zero(), "begun {late:?} after its end: {failure:?}");
-            day.require_was_on(1, failure.client.expect("it was connected"), log);
+            match failure.client {
+                Some(client) => day.require_was_on(1, client, log),
+                // Reset between its handshake and the client's look at it: a connect that fails tells no address.
+                None => assert!(failure.why.contains("reset by peer"), "{failure:?}"),
+            }
         }
     });
     day.mended("b1 is started anew", 1, |pod| {

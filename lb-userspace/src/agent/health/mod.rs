@@ -2,7 +2,7 @@
 
 mod outliers;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,6 +15,9 @@ use crate::health::outlier::Detector;
 use crate::health::{Change, Check, Checker, Endpoint, Prober};
 use crate::model::Cluster;
 
+/// Changes that are followed in one go, so that the agent comes to other things.
+const CHANGES: usize = 10_000;
+
 /// What is known of the health of all clusters' endpoints, besides what stands with each.
 pub(super) struct HealthSide {
     pub(super) checker: Checker,
@@ -23,6 +26,9 @@ pub(super) struct HealthSide {
     judged: Instant,
     random: fastrand::Rng,
 }
+
+/// Failed and successful attempts of endpoints.
+type Totals = HashMap<SocketAddr, (u64, u64)>;
 
 /// Of one cluster.
 #[derive(Default)]
@@ -42,7 +48,7 @@ pub(super) struct ClusterHealth {
     /// Endpoints that could not be ejected, since too many are, and when that was told.
     overflow: HashMap<SocketAddr, Instant>,
     /// Failed and successful attempts of each endpoint so far, and as of when.
-    totals: Option<(Instant, HashMap<SocketAddr, (u64, u64)>)>,
+    totals: Option<(Instant, Totals)>,
 }
 
 impl HealthSide {
@@ -100,8 +106,8 @@ impl Agent {
         let asked = members().filter(|(_, member)| member.health != Health::Unchecked);
         let endpoints = asked.map(|(address, Member { endpoint, id, health, ejected, .. })| {
             let place = &endpoint.probe;
-            let ip: IpAddr = place.address.unwrap_or(address.ip());
-            let port = place.port.or(check.check.port).unwrap_or(address.port());
+            let ip: IpAddr = place.address.unwrap_or_else(|| address.ip());
+            let port = place.port.or(check.check.port).unwrap_or_else(|| address.port());
             Endpoint {
                 address,
                 id: *id,
@@ -133,49 +139,85 @@ impl Agent {
 
     /// Probes have something to tell: this, and what else there is by now.
     pub(super) fn health_changed(&mut self, change: Change) {
-        let mut clusters = BTreeMap::new();
+        let mut clusters: BTreeMap<Arc<str>, Cluster> = BTreeMap::new();
+        let mut left = BTreeSet::new();
+        let mut events: BTreeMap<Arc<str>, Vec<Event>> = BTreeMap::new();
         let mut next = Some(change);
-        while let Some(change) = next {
-            if let Some(cluster) = self.note_health(&change) {
-                clusters.insert(cluster.name.clone(), cluster);
+        for _ in 0..CHANGES {
+            let Some(change) = next.take() else { break };
+            if !clusters.contains_key(&change.cluster)
+                && let Some(cluster) = self.configured(&change.cluster)
+            {
+                clusters.insert(Arc::clone(&change.cluster), cluster.clone());
+            }
+            if let Some(cluster) = clusters.get(&change.cluster)
+                && self.note_health(&change, cluster, events.entry(Arc::clone(&change.cluster)).or_default())
+            {
+                left.insert(Arc::clone(&change.cluster));
             }
             next = self.health.checker.try_changed();
         }
-        for cluster in clusters.values() {
+        for (name, events) in events {
+            self.events.add_all(&name, events);
+        }
+        for (name, cluster) in &clusters {
+            if left.contains(name) {
+                self.watch_health(cluster);
+            }
             self.choose(cluster);
         }
     }
 
-    /// The cluster that is to choose anew.
-    fn note_health(&mut self, change: &Change) -> Option<Cluster> {
+    /// Whether an endpoint leaves.
+    fn note_health(&mut self, change: &Change, cluster: &Cluster, events: &mut Vec<Event>) -> bool {
         let now = Instant::now();
-        let cluster = self.configured(&change.cluster)?.clone();
-        let version = self.health.clusters.get(&cluster.name)?.check.as_ref()?.version;
-        let member = self.endpoints.get_mut(&cluster.name, change.endpoint)?;
+        let Some(of) = self.health.clusters.get_mut(&cluster.name) else { return false };
+        let Some(member) = self.endpoints.get_mut(&cluster.name, change.endpoint) else { return false };
         // Of another endpoint that had the address, or by another check.
-        if (member.id, version) != (change.id, change.version) || member.health == Health::Unchecked {
-            return None;
+        let version = of.check.as_ref().map(|check| check.version);
+        if (member.id, version) != (change.id, Some(change.version)) || member.health == Health::Unchecked {
+            return false;
         }
         let before = member.state();
         let health =
             if change.healthy { Health::Passing } else { Health::Failing { timeout: change.timeout } };
-        if member.set_health(health, &change.why, &cluster, now) {
-            let (state, why) = (member.state(), Arc::clone(&member.why));
-            self.events.endpoint(&cluster.name, change.endpoint, before.name(), state.name(), &why);
-        }
-        if self.endpoints.let_go(&cluster, change.endpoint, now) {
-            let why = "it has left discovery, and its health check does not pass any more";
-            let (from, to) = (State::Unhealthy.name(), State::Draining.name());
-            self.events.endpoint(&cluster.name, change.endpoint, from, to, why);
-            self.watch_health(&cluster);
+        if member.set_health(health, &change.why, cluster, now) {
+            let (from, to) = (before.name(), member.state().name());
+            events.push(Event::now(&cluster.name, Some(change.endpoint), from, to, &member.why));
         }
         if change.healthy
-            && let (Some(outlier), Some(of)) = (&cluster.outlier, self.health.clusters.get_mut(&cluster.name))
+            && let Some(outlier) = &cluster.outlier
             && let Some(returned) = of.detector.probe_succeeded(&change.endpoint, now, outlier)
         {
-            self.follow_outlier(&cluster, returned, now);
+            self.follow_outlier(cluster, returned, now);
         }
-        Some(cluster)
+        let leaves = self.endpoints.let_go(cluster, change.endpoint, now);
+        if leaves {
+            let why = "it has left discovery, and its health check does not pass any more";
+            let (from, to) = (State::Unhealthy.name(), State::Draining.name());
+            events.push(Event::now(&cluster.name, Some(change.endpoint), from, to, why));
+        }
+        leaves
+    }
+
+    /// Reads again what probes are made of, such as certificates.
+    pub(super) fn renew_probers(&mut self) {
+        for cluster in self.config.clusters.clone() {
+            let of = self.health.clusters.entry(cluster.name.clone()).or_default();
+            if let Some(check) = &of.check
+                && let Ok(prober) = Prober::new(&check.check.probe)
+            {
+                let Check { cluster, version, check, traffic, .. } = &**check;
+                of.check = Some(Arc::new(Check {
+                    cluster: Arc::clone(cluster),
+                    version: *version,
+                    check: check.clone(),
+                    prober,
+                    traffic: Arc::clone(traffic),
+                }));
+            }
+            self.watch_health(&cluster);
+        }
     }
 
     /// A cluster, be it of the configuration that is about to be in force.
@@ -215,9 +257,15 @@ impl Agent {
     pub(super) fn tell_of_panic(&mut self, cluster: &Cluster) {
         let Some(of) = self.health.clusters.get(&cluster.name) else { return };
         let is_in_panic = !of.panic.is_empty();
-        if of.total_before_panic.is_some() == is_in_panic {
+        let members =
+            self.endpoints.of(&cluster.name).filter(|(_, member)| member.state() != State::Draining);
+        let known: Vec<_> = members.filter(|(_, member)| member.health != Health::Pending).collect();
+        // That nothing is known yet is none.
+        if of.total_before_panic.is_some() == is_in_panic || is_in_panic && known.is_empty() {
             return;
         }
+        let healthy = known.iter().filter(|(_, member)| member.state() == State::Healthy).count();
+        let all = known.len();
         let total = self.attempts(&cluster.name);
         if let Some(of) = self.health.clusters.get_mut(&cluster.name) {
             if let Some(before) = of.total_before_panic.take() {
@@ -225,11 +273,6 @@ impl Agent {
             }
             of.total_before_panic = is_in_panic.then_some(total);
         }
-        let members =
-            self.endpoints.of(&cluster.name).filter(|(_, member)| member.state() != State::Draining);
-        let (healthy, all) = members.fold((0u32, 0u32), |(healthy, all), (_, member)| {
-            (healthy + u32::from(member.state() == State::Healthy), all + 1)
-        });
         let (from, to, what) = if is_in_panic {
             ("balanced", "panic", "less than panic_threshold: all are used, whatever their health")
         } else {

@@ -44,6 +44,9 @@ impl ClusterHealth {
         random: &mut fastrand::Rng,
     ) -> Vec<OutlierChange<SocketAddr>> {
         let (attempts, totals) = (balancer.attempts(), self.totals.as_ref().map(|(_, totals)| totals));
+        if self.detector.is_at_rest(now, outlier) && !attempts.any_failing() {
+            return Vec::new();
+        }
         let seen = |address: &SocketAddr| {
             let (failed, succeeded) =
                 totals.and_then(|totals| totals.get(address)).copied().unwrap_or_default();

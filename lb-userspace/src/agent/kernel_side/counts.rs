@@ -1,6 +1,6 @@
 //! What the kernel's counters come to, by the names of listeners and clusters, and counts that are to be corrected.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -109,8 +109,10 @@ impl KernelSide {
         for (id, listener) in self.names.listeners() {
             open.listener(listener, self.usage.of_service(id));
         }
-        for (index, cluster) in self.names.clusters() {
-            open.cluster(cluster, self.usage.of_backend(index));
+        for (index, carried) in self.usage.by_backend() {
+            if let Some(cluster) = self.names.clusters.get(&index) {
+                open.cluster(cluster, carried);
+            }
         }
         for rung in [Rung::Xdp, Rung::Tc] {
             open.rung(rung, self.usage.of_rung(rung));
@@ -119,22 +121,27 @@ impl KernelSide {
 
     /// Corrects counts of open connections that have differed from the tables for long.
     pub(super) fn correct_counts(&mut self) {
-        let mut counted: HashMap<u32, u64> = HashMap::new();
-        for (index, _) in self.names.clusters() {
-            let flows = self.usage.counted(index);
-            *counted.entry(index).or_default() += flows;
-            if let Some(backend) = self.contents.backends.get(&index) {
-                *counted.entry(active_of_cluster(backend.cluster)).or_default() += flows;
-            }
-        }
-        for (&index, &flows) in &counted {
+        let mut clusters: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut look = |index: u32, flows: u64| {
             let by = self.drift.note(index, flows as i64 - self.kernel.active_flows(index));
             if by != 0 {
                 log::debug!("the count of open connections {index} is corrected by {by}");
                 self.kernel.correct_active(index, by);
             }
+        };
+        for (&index, backend) in &self.contents.backends {
+            // Those that an earlier agent left are of no cluster that is known.
+            if desired::cluster_of_window(backend.cluster) != 0 {
+                let flows = self.usage.counted(index);
+                look(index, flows);
+                *clusters.entry(active_of_cluster(backend.cluster)).or_default() += flows;
+            }
         }
-        self.drift.retain(|index| counted.contains_key(&index));
+        for (&index, &flows) in &clusters {
+            look(index, flows);
+        }
+        let backends = &self.contents.backends;
+        self.drift.retain(|index| backends.contains_key(&index) || clusters.contains_key(&index));
     }
 
     /// Flows of an earlier agent that are open count as opened now, so that the totals go with their ends.

@@ -31,12 +31,10 @@ impl KernelSide {
     /// `cuts` that are older end. What it has `found` is taken out also where it fails later on.
     pub fn sweep(
         &mut self,
-        config: &Config,
         endpoints: &Endpoints,
         cuts: &BTreeMap<Name, Instant>,
         found: &mut Vec<(Found, KernelConnection)>,
     ) -> Result<Swept> {
-        self.set_limits(config);
         self.set_cuts(cuts);
         let now = monotonic_now();
         self.usage = {
@@ -46,16 +44,17 @@ impl KernelSide {
         };
         self.limits.last = now;
         let settled = self.moved.settle(now, |hop| self.usage.is_astray(hop));
-        let released = self.release_indices(endpoints);
+        let released = self.lingering && self.release_indices(endpoints);
         self.correct_counts();
         self.begin_totals();
-        self.limits.services.retain(|&id, _| self.indices.services.is_taken(id));
-        self.limits.connect_timeouts.retain(|&index, _| self.indices.backends.is_taken(index));
         let Usage { is_behind, untold, .. } = self.usage;
         Ok(Swept { changed: settled || released || self.dirty, is_behind, untold })
     }
 
-    fn set_limits(&mut self, config: &Config) {
+    /// What is gone keeps its limits for as long as it has its index.
+    pub(super) fn set_limits(&mut self, config: &Config) {
+        self.limits.services.retain(|&id, _| self.indices.services.is_taken(id));
+        self.limits.connect_timeouts.retain(|&index, _| self.indices.backends.is_taken(index));
         for listener in &config.listeners {
             let Some(id) = self.service_id(&listener.name) else { continue };
             let of_cluster =
@@ -91,7 +90,8 @@ impl KernelSide {
         self.limits.cuts = due.collect();
     }
 
-    /// Indices of what is neither wanted nor referred to by a flow are free again. Whether there were any.
+    /// Indices of what is neither wanted nor referred to by a flow are free again. Whether there were any. What is kept for
+    /// flows alone is looked at again in the next sweep.
     fn release_indices(&mut self, endpoints: &Endpoints) -> bool {
         let (usage, contents) = (&self.usage, &self.contents);
         let windows: HashSet<u32> =
@@ -109,21 +109,27 @@ impl KernelSide {
         let left: HashSet<&str> = endpoints.iter().map(|(cluster, ..)| cluster).collect();
         let used = indices.backends.iter().filter(|(_, index)| usage.has_backend(*index));
         let used: HashSet<u32> = used.map(|(&(cluster, _), _)| cluster).collect();
+        let mut lingering = false;
+        let mut keep = |wanted: bool, used: bool| {
+            lingering |= !wanted && used;
+            wanted || used
+        };
         let clusters = indices.clusters.retain(|name, index| {
-            let wanted = windows.contains(&index) || used.contains(&index);
-            wanted || name.is_some_and(|name| left.contains(name.as_str()))
+            let wanted = windows.contains(&index) || name.is_some_and(|name| left.contains(name.as_str()));
+            keep(wanted, used.contains(&index))
         });
-        let services = indices.services.retain(|_, id| served.contains(&id) || usage.has_service(id));
+        let services = indices.services.retain(|_, id| keep(served.contains(&id), usage.has_service(id)));
         let backends =
-            indices.backends.retain(|_, index| members.contains(&index) || usage.has_backend(index));
+            indices.backends.retain(|_, index| keep(members.contains(&index), usage.has_backend(index)));
         let moved = self.moved.hops();
         let hops = indices.hops.retain(|destination, index| {
             let wanted = match destination {
                 Some(Destination::Backend(address)) => addresses.contains(address),
                 _ => routes.contains(&index),
             };
-            wanted || moved.contains_key(&index) || usage.has_hop(index)
+            keep(wanted, moved.contains_key(&index) || usage.has_hop(index))
         });
+        self.lingering = lingering;
         let released = clusters || services || backends || hops;
         if released {
             self.count_released();

@@ -24,6 +24,11 @@ impl Member {
         self.ejected_until
     }
 
+    /// Whether it is as any that no attempt to reach has failed.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.ejected_until.is_none() && self.spent == 0 && self.base.is_some()
+    }
+
     /// Ejects it; gives the ejection's end, and how many there were in a row.
     pub(super) fn eject(
         &mut self,

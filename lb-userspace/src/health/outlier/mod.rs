@@ -28,17 +28,20 @@ pub struct Detector<K> {
     members: BTreeMap<K, Member>,
     counts: Counts,
     interval_began: Option<Instant>,
+    /// As of the last look no endpoint is ejected, and of none there is anything to remember of failures in a row.
+    at_rest: bool,
 }
 
 impl<K: Ord + Clone> Detector<K> {
     /// Without endpoints.
     pub fn new() -> Self {
-        Self { members: BTreeMap::new(), counts: Counts::default(), interval_began: None }
+        Self { members: BTreeMap::new(), counts: Counts::default(), interval_began: None, at_rest: false }
     }
 
     /// Sets the endpoints. Those that leave are forgotten, with their ejections; of those that are new counts
     /// what happens after the next look.
     pub fn set(&mut self, endpoints: impl Iterator<Item = K>) {
+        self.at_rest = false;
         let mut before = mem::take(&mut self.members);
         for key in endpoints {
             if let Entry::Vacant(vacant) = self.members.entry(key) {
@@ -47,6 +50,12 @@ impl<K: Ord + Clone> Detector<K> {
             }
         }
         self.counts.ejections_active = self.ejected().count();
+    }
+
+    /// Whether a look would find nothing as long as no attempt fails.
+    pub fn is_at_rest(&self, now: Instant, outlier: &Outlier) -> bool {
+        let goes_on = |began| now.saturating_duration_since(began) < outlier.interval;
+        self.at_rest && self.interval_began.is_some_and(goes_on)
     }
 
     /// Looks at the endpoints' counters, to be called about ten times a second: ends ejections and looks at the
@@ -58,11 +67,13 @@ impl<K: Ord + Clone> Detector<K> {
         seen: impl Fn(&K) -> Seen,
         random: &mut fastrand::Rng,
     ) -> Vec<Change<K>> {
-        let Self { members, counts, interval_began } = self;
+        let Self { members, counts, interval_began, at_rest } = self;
         let mut judge = Judge { now, outlier, members: members.len(), counts, random };
         let mut changes = Vec::new();
+        *at_rest = true;
         for (key, member) in members.iter_mut() {
             changes.extend(judge.look(key, member, seen(key)));
+            *at_rest &= member.is_at_rest();
         }
         let began = *interval_began.get_or_insert(now);
         if now.saturating_duration_since(began) < outlier.interval {
@@ -72,6 +83,8 @@ impl<K: Ord + Clone> Detector<K> {
         let mut rated: Vec<_> =
             members.iter_mut().filter_map(|(key, member)| Rated::new(key, member, seen(key))).collect();
         rates::judge(&mut rated, &mut judge, &mut changes);
+        // It may have ejected some.
+        *at_rest &= changes.is_empty();
         for member in members.values_mut() {
             member.calm_down(now, outlier.interval);
         }
@@ -92,6 +105,7 @@ impl<K: Ord + Clone> Detector<K> {
 
     /// Attempts up to the next look count for no rate: the numbers begin anew.
     pub fn restart_rates(&mut self) {
+        self.at_rest = false;
         self.members.values_mut().for_each(Member::restart_rates);
     }
 
@@ -102,6 +116,7 @@ impl<K: Ord + Clone> Detector<K> {
             .map(|(key, _)| Change::Returned { key: key.clone(), why: ReturnedBy::TurnedOff })
             .collect();
         self.members.values_mut().for_each(|member| *member = Member::default());
+        self.at_rest = false;
         self.counts.ejections_active = 0;
         returned
     }

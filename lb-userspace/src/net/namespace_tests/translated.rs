@@ -119,10 +119,14 @@ fn the_kernel_tells_the_peer_of_a_socket() {
         pair.run(|| async {
             let mine = std::net::TcpStream::connect(backend).unwrap();
             let local = mine.local_addr().unwrap();
-            assert_eq!(sock_diag::peer(&mine, local).await.unwrap(), Some(socket(backend)));
+            let peer = socket(backend);
+            // Whether it is where it was to go, or elsewhere.
+            for wanted in [peer, SocketAddr::new(peer.ip(), 81)] {
+                assert_eq!(sock_diag::peer(&mine, local, wanted).await.unwrap(), Some(peer));
+            }
             // A socket with the same port that is another one.
             let other = TcpListener::bind(SocketAddr::new(local.ip(), 0)).unwrap();
-            assert_eq!(sock_diag::peer(&other, local).await.unwrap(), None);
+            assert_eq!(sock_diag::peer(&other, local, peer).await.unwrap(), None);
         });
     }
 }

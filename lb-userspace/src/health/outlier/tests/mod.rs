@@ -55,7 +55,11 @@ impl Cluster {
     }
 
     fn look(&mut self) -> Vec<Change<usize>> {
-        self.detector.look(self.now, &self.outlier, |key| self.seen[*key], &mut self.random)
+        let well = self.seen.iter().all(|seen| seen.consecutive == 0);
+        let at_rest = well && self.detector.is_at_rest(self.now, &self.outlier);
+        let changes = self.detector.look(self.now, &self.outlier, |key| self.seen[*key], &mut self.random);
+        assert!(!at_rest || changes.is_empty(), "{changes:?}");
+        changes
     }
 
     /// Looks all the time, ten times a second.
