@@ -1,5 +1,5 @@
-//! The real Envoy: as the ingress gateway in a backend's namespace, with TLS, HTTP/1.1 and HTTP/2, WebSocket, or with any
-//! other file.
+//! The real Envoy: as the ingress gateway in a backend's namespace, with TLS, HTTP/1.1 and HTTP/2, WebSocket, or with
+//! any other file.
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -19,8 +19,8 @@ use crate::websocket;
 /// Where it listens, on every address of both families, as an Istio ingress gateway does.
 pub const PORT: u16 = 8443;
 
-/// A running Envoy. As a gateway it passes `/echo` on to a WebSocket server and all else to the [application](app::App), both in
-/// its own namespace.
+/// A running Envoy. As a gateway it passes `/echo` on to a WebSocket server and all else to the
+/// [application](app::App), both in its own namespace.
 #[derive(Debug)]
 pub struct Envoy {
     child: Child,

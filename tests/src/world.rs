@@ -1,5 +1,5 @@
-//! Servers of bytes on every backend, and an agent with an access log and an admin port: what becomes of single connections,
-//! as the client, the backend, the log and the statistics see it.
+//! Servers of bytes on every backend, and an agent with an access log and an admin port: what becomes of single
+//! connections, as the client, the backend, the log and the statistics see it.
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use std::collections::BTreeMap;
@@ -44,7 +44,8 @@ pub struct World {
 }
 
 impl World {
-    /// Servers on these ports of every backend, and an agent with the configuration that `config` makes for an access log.
+    /// Servers on these ports of every backend, and an agent with the configuration that `config` makes for an access
+    /// log.
     pub fn start(setup: Setup, family: Family, ports: &[u16], config: impl FnOnce(&Path) -> String) -> Self {
         Self::start_with(setup, family, ports, config, &[])
     }
@@ -62,7 +63,9 @@ impl World {
         for (namespace, number) in topology.backends.iter().zip(1..) {
             for &port in ports {
                 let address = SocketAddr::new(family.backend(number).ip(), port);
-                echoes.insert((number, port), Echo::start(namespace, address).unwrap());
+                // An IPv6 address is tentative until the kernel has noticed that its link is up.
+                let echo = wait_for("a server", PATIENCE, || Echo::start(namespace, address));
+                echoes.insert((number, port), echo.unwrap());
             }
         }
         let log = std::env::temp_dir().join(format!("{}-access.log", topology.name));
@@ -249,7 +252,8 @@ impl Drop for World {
     }
 }
 
-/// The sections of a configuration that a [`World`] takes, but for listeners and clusters; `more`: options of the access log.
+/// The sections of a configuration that a [`World`] takes, but for listeners and clusters; `more`: options of the
+/// access log.
 pub fn sections(setup: Setup, log: &Path, more: &str) -> String {
     format!(
         "datapath: {{ mode: {}, max_flows: 65536 }}\nadmin: {{}}\naccess_log:\n  path: {}\n{more}  \

@@ -53,7 +53,7 @@ fn a_bootstrap_beside_envoy() {
         both.pods[0].set_ready(false).unwrap();
         both.wait_flags(["/failed_active_hc", "healthy", "healthy"], ["unhealthy", "healthy", "healthy"]);
         both.require_served_by(&["b2", "b3"]);
-        assert_eq!(both.stat("health_check.healthy"), 2);
+        assert_eq!(both.stats(["health_check.healthy"]), [2]);
         both.pods[0].set_ready(true).unwrap();
         both.wait_flags(["healthy"; 3], ["healthy"; 3]);
         both.require_served_by(&["b1"]);
@@ -61,11 +61,15 @@ fn a_bootstrap_beside_envoy() {
         both.pods[0].break_by(Fault::Refuses).unwrap();
         both.wait_flags(["/failed_outlier_check", "healthy", "healthy"], ["ejected", "healthy", "healthy"]);
         both.require_served_by(&["b2", "b3"]);
-        assert_eq!(both.stat("outlier_detection.ejections_enforced_consecutive_5xx"), 1);
-        let of = |name: &str| both.stat(&format!("health_check.{name}"));
-        assert!(of("failure") >= 1 && of("success") >= 4, "{} and {}", of("failure"), of("success"));
-        assert!(of("attempt") >= of("failure") + of("success"));
-        assert_eq!((of("network_failure"), of("healthy")), (0, 3));
+        let names = ["attempt", "success", "failure", "network_failure", "healthy"];
+        let [attempt, success, failure, network_failure, healthy] =
+            both.stats(names.map(|name| format!("health_check.{name}")).each_ref().map(String::as_str));
+        assert!(
+            failure >= 1 && success >= 4 && attempt >= failure + success,
+            "{attempt}, {success}, {failure}"
+        );
+        assert_eq!((network_failure, healthy), (0, 3));
+        assert_eq!(both.stats(["outlier_detection.ejections_enforced_consecutive_5xx"]), [1]);
     }
 }
 
@@ -105,16 +109,15 @@ impl Both<'_> {
         wait_for("Envoy serves so", PATIENCE, || served_by(ENVOY)).unwrap();
     }
 
-    /// Of Headgate, which has to count it as Envoy does, or at least have it.
-    fn stat(&self, name: &str) -> u64 {
-        let prefix = format!("cluster.{CLUSTER}.{name}: ");
-        let of = |ports| {
-            let page = self.page(ports, "/stats").unwrap();
-            let value = page.lines().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned);
-            value.unwrap_or_else(|| panic!("no {prefix}at port {}", ports.admin)).parse().unwrap()
-        };
-        of(ENVOY);
-        of(HEADGATE)
+    /// Statistics of Headgate's cluster, as of one moment. Envoy has them, too.
+    fn stats<const N: usize>(&self, names: [&str; N]) -> [u64; N] {
+        let [ours, envoys] = [HEADGATE, ENVOY].map(|ports| self.page(ports, "/stats").unwrap());
+        names.map(|name| {
+            let prefix = format!("cluster.{CLUSTER}.{name}: ");
+            let of = |page: &str| page.lines().find_map(|line| line.strip_prefix(&prefix)?.parse().ok());
+            assert!(of(&envoys).is_some(), "Envoy has no {name}");
+            of(&ours).unwrap_or_else(|| panic!("no {name} in {ours}"))
+        })
     }
 
     fn page(&self, ports: Ports, path: &str) -> anyhow::Result<String> {

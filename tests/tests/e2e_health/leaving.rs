@@ -63,6 +63,14 @@ impl Open {
     }
 }
 
+/// No RST had a number that its receiver did not accept at once (RFC 5961, section 3.2).
+fn require_unchallenged(world: &World) {
+    for host in world.topology.hosts() {
+        let challenges = host.counter("TcpExt", "TCPChallengeACK").unwrap();
+        assert_eq!(challenges, 0, "in {}", host.name());
+    }
+}
+
 /// Goes on all the time, until it ends: how that was.
 fn go_on_until_the_end(stream: &mut TcpStream) -> Seen {
     let began = Instant::now();
@@ -132,6 +140,7 @@ fn an_endpoint_that_is_unhealthy() {
         }
         keep.go_on();
         others.iter_mut().for_each(Open::go_on);
+        require_unchallenged(&world);
     }
 }
 
@@ -152,5 +161,6 @@ fn what_is_open_when_the_agent_ends() {
         let line = world.line_of(KEEP, own.local_addr().unwrap());
         assert_eq!(line["why"], "shutdown", "{line}");
         world.agent.require_exit(PATIENCE).unwrap();
+        require_unchallenged(&world);
     }
 }

@@ -1,5 +1,5 @@
-//! Health, ejection, selection and draining, on every rung: who gets new connections, what becomes of those that are open, as
-//! their two ends see it, and what log, statistics and events say.
+//! Health, ejection, selection and draining, on every rung: who gets new connections, what becomes of those that are
+//! open, as their two ends see it, and what log, statistics and events say.
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 mod ejection;

@@ -39,6 +39,8 @@ fn without_a_healthy_endpoint() {
         assert_eq!(world.used(ALL_USED), [1, 2], "what drains is not used");
         let stats = world.stats(|stats| number(stats, "cluster.all.lb_healthy_panic") >= 7);
         assert_eq!(number(&stats, "cluster.all.lb_healthy_panic"), 7);
+        let line = "envoy_cluster_lb_healthy_panic{envoy_cluster_name=\"all\"} 7\n";
+        assert!(world.page("/stats/prometheus").contains(line));
         for count in 1..=2 {
             assert_eq!(world.attempt(NONE_USED), Seen::Reset);
             let line = world.last_line(NONE_USED, count);

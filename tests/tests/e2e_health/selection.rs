@@ -7,7 +7,7 @@ use lb_tests::cmd::wait_for;
 use lb_tests::topology::Family;
 use lb_tests::world::{PATIENCE, World};
 
-use crate::{CHECKED, Cluster, ECHO, LISTENER, PROBE, RUNGS, address, row, start, wait_state};
+use crate::{CHECKED, Cluster, ECHO, LISTENER, PROBE, RUNGS, address, start, wait_state};
 
 const PRIORITIES: u16 = LISTENER;
 const LOCAL: u16 = LISTENER + 1;
@@ -94,6 +94,11 @@ fn a_share_grows_after_a_return() {
 
 /// Of backend 1, in those of backend 2.
 fn share(world: &World) -> f64 {
-    let [one, other] = [1, 2].map(|number| row(world, "slow", number).unwrap()["share"].as_f64().unwrap());
+    let backends = world.agent.backends().unwrap();
+    let [one, other] = [1, 2].map(|number| {
+        let address = world.backend(number, ECHO).to_string();
+        let row = backends.as_array().unwrap().iter().find(|row| row["address"] == *address);
+        row.unwrap()["share"].as_f64().unwrap()
+    });
     one / other
 }
