@@ -11,15 +11,17 @@ mod events;
 mod health;
 pub mod interfaces;
 pub mod kernel_side;
+mod look;
 mod membership;
 mod operator;
 mod reload;
+mod start;
 pub mod status;
 mod stop;
 mod trials;
 mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,45 +29,33 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::access_log::{AccessLogs, check_writable};
-use crate::admin_http::{AdminHttp, ViewRequest, ViewSource};
-use crate::agent::accounts::{Accounts, Open, Over};
+use crate::admin_http::{AdminHttp, ViewRequest};
+use crate::agent::accounts::Accounts;
 use crate::agent::admin::AdminSocket;
 use crate::agent::changes::ConfigChanges;
 use crate::agent::ends::open_resets;
 use crate::agent::events::Events;
 use crate::agent::health::HealthSide;
 use crate::agent::interfaces::rung_name;
-use crate::agent::kernel_side::{KernelSide, RESOLUTION};
+use crate::agent::kernel_side::KernelSide;
 use crate::agent::operator::Drained;
 use crate::agent::reload::Reload;
 use crate::balancer::ClusterBalancer;
 use crate::config::{ConfigErrors, Loaded, Place};
 use crate::connections::Connections;
-use crate::datapath::object::Pins;
-use crate::discovery::{Discovery, Update};
+use crate::discovery::Discovery;
 use crate::endpoints::{Endpoints, Name, Out};
 use crate::model::{AccessLog, Cluster, Config, Mode};
 use crate::net::{self, Changes, Finding, Resets, Snapshot, Watch};
 use crate::proxy::{Balancer, Proxy, ProxyListener};
-use crate::stats::{ServerView, View};
 
 /// How often next hops are vouched for and ended flows taken out.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How often the agent reads what the programs tell of connections, and looks for those that have reached a limit.
 const HEARING: Duration = Duration::from_millis(100);
-/// How often at the most it looks at all connections; how many times as long as a look took there is none, so that it takes
-/// 2 % of a CPU at the most.
-const LOOKING: Duration = Duration::from_millis(250);
-const LOOK_PAUSE: u32 = 50;
-/// How long a start or a reload waits for the first answers of discovery.
-const SETTLING: Duration = Duration::from_secs(3);
-
-/// Programs that go on without an agent take connections to backends that may be gone long since.
-const LEFT_ALONE: &str = "an earlier agent has left its datapath, which nobody would look after: start with a mode that goes \
-                          on with it, or end its flows with `headgate unload`";
 
 /// Options of `headgate run`.
 #[derive(Clone, Debug)]
@@ -135,13 +125,6 @@ pub struct Agent {
     ready_after: Option<Duration>,
     /// It is on its way out.
     stopping: bool,
-}
-
-/// The kernel rungs before they carry anything.
-struct LoadedKernel {
-    kernel: KernelSide,
-    /// An earlier agent has left them.
-    left: bool,
 }
 
 /// What the agent is told by signals.
@@ -224,175 +207,9 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
 }
 
 impl Agent {
-    /// Everything until it is ready; meanwhile the admin port says that it is not.
-    async fn start(&mut self) -> Result<()> {
-        let server = self.server_view();
-        let mut admin_http = self.admin_http.take();
-        {
-            let starting = self.bring_up();
-            tokio::pin!(starting);
-            loop {
-                tokio::select! {
-                    result = &mut starting => break result?,
-                    Some(request) = asked(&mut admin_http) => request.answer(Ok(not_ready(&server))),
-                }
-            }
-        }
-        self.admin_http = admin_http;
-        self.ready_after = Some(self.started.elapsed());
-        for cluster in self.config.clusters.clone() {
-            self.tell_of_panic(&cluster);
-        }
-        Ok(())
-    }
-
-    async fn bring_up(&mut self) -> Result<()> {
-        if self.drained.node() {
-            self.begin_node_drain();
-        }
-        self.find_endpoints().await;
-        // A port that cannot be had is told of before anything else is done. Connections that come now wait.
-        self.proxy.accept(false);
-        self.proxy.apply(proxy_listeners(&self.config, &self.balancers))?;
-        // Endpoints are asked for their health meanwhile.
-        let kernel = self.load_kernel().await?;
-        self.wait_for_health().await;
-        self.proxy.accept(true);
-        self.attach_kernel(kernel).await?;
-        self.look_at_host();
-        Ok(())
-    }
-
     /// The mode that a configuration asks for, unless the command line does.
     fn mode_of(&self, config: &Config) -> Mode {
         self.options.mode.unwrap_or(config.datapath.mode)
-    }
-
-    /// The first endpoints of all clusters. Waits for discovery, but not for ever: what comes later is not lost.
-    async fn find_endpoints(&mut self) {
-        self.discovery.apply(&self.config.clusters);
-        let updates = self.wait_for_discovery().await;
-        for cluster in self.config.clusters.clone() {
-            self.set_endpoints(&cluster);
-        }
-        updates.iter().for_each(|update| self.note(update, &BTreeMap::new()));
-    }
-
-    /// Waits until discovery has come to a first result for each cluster, but not for long. What it has told.
-    async fn wait_for_discovery(&mut self) -> Vec<Update> {
-        let mut updates = Vec::new();
-        let deadline = tokio::time::Instant::now() + SETTLING;
-        while !self.discovery.settled() {
-            let now = tokio::time::Instant::now();
-            if now >= deadline {
-                break;
-            }
-            if let Ok(update) = timeout_at(deadline.min(now + HEARING), self.discovery.changed()).await {
-                updates.push(update);
-            }
-            // The ring has room for some seconds alone.
-            self.hear();
-        }
-        // Those that take no query are there at once.
-        while let Ok(update) = timeout(Duration::ZERO, self.discovery.changed()).await {
-            updates.push(update);
-        }
-        updates
-    }
-
-    /// Waits until every endpoint that is to be asked for its health has been, but not for long.
-    async fn wait_for_health(&mut self) {
-        let deadline = tokio::time::Instant::now() + SETTLING;
-        while self.is_health_pending() {
-            let now = tokio::time::Instant::now();
-            if now >= deadline {
-                break;
-            }
-            let change = timeout_at(deadline.min(now + HEARING), self.health.checker.changed()).await;
-            if let Ok(change) = change {
-                self.health_changed(change);
-            }
-            self.hear();
-        }
-    }
-
-    /// Brings up the kernel rungs; where they cannot be had, the proxy goes on alone, unless they are forced.
-    async fn start_kernel(&mut self) -> Result<()> {
-        let loaded = self.load_kernel().await?;
-        self.attach_kernel(loaded).await
-    }
-
-    /// The first part, without a packet to carry: loads the programs, and begins to find out about endpoints.
-    async fn load_kernel(&mut self) -> Result<Option<LoadedKernel>> {
-        let mode = self.mode_of(&self.config);
-        let left = Pins::new(&self.options.bpffs).exist();
-        if mode == Mode::Proxy {
-            if left {
-                bail!(LEFT_ALONE);
-            }
-            self.no_kernel = Some("the mode is proxy".into());
-            return Ok(None);
-        }
-        match KernelSide::load(&self.config, &self.options, mode, &mut self.endpoints, &self.network) {
-            Ok(mut kernel) => {
-                kernel.explore(&self.endpoints, &self.network, true).await;
-                Ok(Some(LoadedKernel { kernel, left }))
-            }
-            Err(error) => {
-                self.without_kernel(error, left)?;
-                Ok(None)
-            }
-        }
-    }
-
-    /// The second part.
-    async fn attach_kernel(&mut self, loaded: Option<LoadedKernel>) -> Result<()> {
-        let Some(LoadedKernel { mut kernel, left }) = loaded else { return Ok(()) };
-        kernel.draining = self.node_drained.is_some();
-        match self.fill_and_attach(&mut kernel).await {
-            Ok(()) => {
-                self.kernel = Some(kernel);
-                self.no_kernel = None;
-                self.link_counts();
-                Ok(())
-            }
-            Err(error) => {
-                drop(kernel);
-                self.without_kernel(error, left)
-            }
-        }
-    }
-
-    /// There are no kernel rungs. `left`: an earlier agent has left some.
-    fn without_kernel(&mut self, error: anyhow::Error, left: bool) -> Result<()> {
-        if left {
-            return Err(error.context(LEFT_ALONE));
-        }
-        // Half a datapath is none. An earlier agent's goes on for its flows, though.
-        let _ = kernel_side::unload(&Pins::new(&self.options.bpffs), &self.network);
-        if self.mode_of(&self.config) != Mode::Auto {
-            return Err(error.context("the datapath that was asked for is not to be had"));
-        }
-        log::warn!("no kernel datapath, the proxy carries everything: {error:#}");
-        self.no_kernel = Some(format!("{error:#}"));
-        Ok(())
-    }
-
-    async fn fill_and_attach(&mut self, kernel: &mut KernelSide) -> Result<()> {
-        let deadline = Instant::now() + RESOLUTION;
-        kernel.await_trials(RESOLUTION).await;
-        loop {
-            self.network.neighbours = net::neighbours().await?;
-            kernel.update_maps(&self.config, &self.endpoints, &self.network)?;
-            if kernel.is_resolved() || Instant::now() >= deadline {
-                break;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-        kernel.kernel.recount_active()?;
-        kernel.attach(&self.config, &self.network).await?;
-        kernel.confirm();
-        Ok(())
     }
 
     /// The main loop, until SIGTERM or SIGINT.
@@ -487,86 +304,6 @@ impl Agent {
         }
     }
 
-    /// Hears what has become of flows, and takes those out that have ended.
-    fn look_after_flows(&mut self) {
-        self.hear();
-        let begin = Instant::now();
-        if self.find_cuts(begin) {
-            self.next_look = begin;
-        }
-        if begin < self.next_look {
-            return;
-        }
-        let over = Over::now(&self.connections);
-        let mut found = Vec::new();
-        let mut pause = LOOKING;
-        let swept = self.kernel.as_mut().map(|kernel| kernel.sweep(&self.endpoints, &self.cuts, &mut found));
-        match swept {
-            Some(Err(error)) => {
-                log::error!("taking ended flows out: {error:#}");
-                pause = HOUSEKEEPING;
-                self.found(found);
-            }
-            swept => {
-                self.last_good_look = Some(begin);
-                self.account(over, begin);
-                self.found(found);
-                let swept = swept.and_then(Result::ok).unwrap_or_default();
-                self.connections.logs.count_dropped(swept.untold);
-                if swept.changed {
-                    self.update_maps("the end of flows");
-                }
-                if !swept.is_behind {
-                    pause = pause.max(begin.elapsed() * LOOK_PAUSE);
-                }
-            }
-        }
-        self.next_look = begin + pause;
-    }
-
-    /// Finds the endpoints whose connections are to be reset now, and resets those of the proxy. Whether there are others than
-    /// before.
-    fn find_cuts(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.last_cuts) < LOOKING {
-            return false;
-        }
-        self.last_cuts = now;
-        let node = self.node_drained.and_then(|out| out.due(now));
-        let due = self.endpoints.iter().filter_map(|(cluster, address, member)| {
-            let older_than = member.cut_due(now).into_iter().chain(node).max()?;
-            Some(((cluster.to_owned(), address), older_than))
-        });
-        let cuts: BTreeMap<Name, Instant> = due.collect();
-        let is_proxied = |(cluster, address): &Name| {
-            let backend = self.balancers.get(cluster).and_then(|balancer| balancer.backend(*address));
-            backend.is_some_and(|backend| backend.open.proxied() > 0)
-        };
-        let mut proxied: HashMap<&str, HashMap<SocketAddr, Instant>> = HashMap::new();
-        for (name, older_than) in cuts.iter().filter(|(name, _)| is_proxied(name)) {
-            proxied.entry(&name.0).or_default().insert(name.1, *older_than);
-        }
-        if !proxied.is_empty() {
-            self.proxy.cut(&|cluster, backend| proxied.get(cluster)?.get(&backend).copied());
-        }
-        let changed = cuts != self.cuts;
-        self.cuts = cuts;
-        changed
-    }
-
-    /// Adds what open connections carry to what those that are over have carried, and logs lines in between.
-    fn account(&mut self, over: Over, begin: Instant) {
-        let mut open = Open::default();
-        for record in self.proxy.records() {
-            open.proxied(&record);
-            self.tell_if_due(&record, begin - self.last_look);
-        }
-        if let Some(kernel) = &self.kernel {
-            kernel.add_open(&mut open);
-        }
-        self.accounts.update(over, open);
-        self.last_look = begin;
-    }
-
     /// Has connections of the proxy counted by themselves again: the map is another agent's, or goes.
     fn unlink_counts(&self) {
         for balancer in self.balancers.values() {
@@ -636,12 +373,6 @@ async fn bind_admin_http(address: SocketAddr) -> Result<AdminHttp> {
 fn is_in_use(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     kind == Some(std::io::ErrorKind::AddrInUse)
-}
-
-/// What the admin port shows before there is anything.
-fn not_ready(server: &ServerView) -> ViewSource {
-    let view = View { server: server.clone(), ..View::default() };
-    Box::new(move || Ok(view))
 }
 
 /// The next request of the admin port, if there is one.
