@@ -8,9 +8,12 @@ use crate::stats::Page;
 const MUTATIONS: [(&str, &str); 14] = [
     ("/allocprofiler", NOTHING),
     ("/cpuprofiler", NOTHING),
-    ("/drain_listeners", "send SIGTERM to the agent: it takes no new connections, drains and ends"),
-    ("/healthcheck/fail", "send SIGTERM to the agent: it takes no new connections, drains and ends"),
-    ("/healthcheck/ok", NOTHING),
+    (
+        "/drain_listeners",
+        "use `headgate drain --all` on the node, or send SIGTERM to the agent: it drains and ends",
+    ),
+    ("/healthcheck/fail", "use `headgate drain --all` on the node"),
+    ("/healthcheck/ok", "use `headgate undrain --all` on the node"),
     ("/heapprofiler", NOTHING),
     ("/logging", "set RUST_LOG in the environment that the agent is started with"),
     ("/quitquitquit", "send SIGTERM to the agent: it drains and ends"),
