@@ -24,6 +24,8 @@ use crate::{
 const BUILD: &str = "build";
 /// The suites that print a timeline of what happens to a cluster and its node under load: always shown, too.
 const TIMELINES: [&str; 2] = ["e2e_day", "e2e_timeline"];
+/// Suites that mostly wait for timeouts: some of their tests at a time, each in namespaces of its own.
+const WAITING: [&str; 3] = ["e2e_access_log", "e2e_health", "e2e_limits"];
 /// The step that boots other kernels.
 const KERNELS: &str = "kernels";
 
@@ -250,7 +252,8 @@ fn steps(workspace: &Workspace, test_args: &[String]) -> Result<Vec<Step>> {
     steps.push(rooted("build-suites", "the tests with programs in the kernel", suite(&["--no-run"])));
     steps.push(rooted("unit-suites", "unit tests of their harness", suite(&["--lib", "--bins"])));
     for name in suites(&workspace.root.join("tests/tests"))? {
-        let mut test = suite(&["--test", &name, "--", "--test-threads=1"]);
+        let threads = if WAITING.contains(&name.as_str()) { 3 } else { 1 };
+        let mut test = suite(&["--test", &name, "--", &format!("--test-threads={threads}")]);
         if name == STATISTICS || TIMELINES.contains(&name.as_str()) {
             test.arg("--nocapture");
         }
