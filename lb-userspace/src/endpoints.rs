@@ -38,6 +38,8 @@ pub struct Choice {
     pub changed: bool,
     /// Levels of priority whose endpoints are used whatever their health.
     pub panic: Vec<u32>,
+    /// Connections go past the first level of priority, or past the endpoints of this node.
+    pub spilling: bool,
     /// Weights change next then, as long as nothing else does.
     pub again: Option<Duration>,
 }
@@ -185,7 +187,7 @@ impl Endpoints {
             changed |= member.share != weight;
             member.share = weight;
         }
-        Choice { changed, panic: selection.panic, again: selection.again }
+        Choice { changed, panic: selection.panic, spilling: selection.spilling, again: selection.again }
     }
 
     /// Every endpoint.

@@ -93,14 +93,15 @@ impl Agent {
             .iter()
             .map(|cluster| {
                 let counts = self.endpoints.counts(&cluster.name);
-                let panic = self.health.clusters.get(&cluster.name).map(|of| &of.panic);
+                let health = self.health.clusters.get(&cluster.name);
                 json!({
                     "name": cluster.name,
                     "id": kernel.and_then(|kernel| kernel.cluster_index(&cluster.name)),
                     "endpoints": counts.members,
                     "healthy": counts.healthy,
                     "draining": counts.draining,
-                    "panic": panic,
+                    "panic": health.map(|of| &of.panic),
+                    "spilling": health.map(|of| of.spilling),
                     "discovery": self.discovery.status(&cluster.name),
                 })
             })

@@ -36,6 +36,8 @@ pub(super) struct ClusterHealth {
     pub(super) detector: Detector<SocketAddr>,
     /// Levels of priority in panic.
     pub(super) panic: Vec<u32>,
+    /// Connections go past the first level of priority, or past the endpoints of this node.
+    pub(super) spilling: bool,
     /// Attempts of the cluster before there was one, and those that were made in such times before.
     pub(super) total_before_panic: Option<u64>,
     pub(super) chosen_in_panic: u64,
@@ -249,7 +251,7 @@ impl Agent {
     pub(super) fn chosen(&mut self, cluster: &Cluster, choice: Choice) {
         let of = self.health.clusters.entry(cluster.name.clone()).or_default();
         of.again = choice.again.map(|again| Instant::now() + again);
-        of.panic = choice.panic;
+        (of.panic, of.spilling) = (choice.panic, choice.spilling);
         // Before it serves nobody knows of anything that is healthy.
         if self.ready_after.is_some() {
             self.tell_of_panic(cluster);

@@ -122,7 +122,8 @@ impl<K: Ord + Clone> Detector<K> {
     }
 
     /// Whether it gets no new connections.
-    pub fn is_ejected(&self, key: &K) -> bool {
+    #[cfg(test)]
+    fn is_ejected(&self, key: &K) -> bool {
         self.members.get(key).is_some_and(|member| member.ejected_until().is_some())
     }
 
