@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,11 @@ impl Drained {
     }
 }
 
+/// For how long, in whole seconds.
+fn age(out: &Out) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(out.since.elapsed().as_secs()))
+}
+
 fn file(run_dir: &Path) -> PathBuf {
     run_dir.join("drained.json")
 }
@@ -72,10 +77,8 @@ impl Agent {
         let mut told = Vec::new();
         for cluster in &clusters {
             if let Some(since) = self.member(cluster, address).and_then(|member| member.drained) {
-                let ago = humantime::format_duration(std::time::Duration::from_secs(
-                    now.saturating_duration_since(since.since).as_secs(),
-                ));
-                told.push(format!("{address} in cluster {} is drained already, since {ago}", cluster.name));
+                let since = age(&since);
+                told.push(format!("{address} in cluster {} is drained already, since {since}", cluster.name));
             } else if !force && self.is_last_healthy(cluster, address) {
                 bail!(
                     "{address} is the last healthy endpoint of cluster {}: new connections would fail; with --force it \
@@ -145,8 +148,7 @@ impl Agent {
     /// `headgate drain --all`, as above.
     pub(super) fn drain_node(&mut self) -> Result<String> {
         if let Some(out) = self.node_drained {
-            let since =
-                humantime::format_duration(std::time::Duration::from_secs(out.since.elapsed().as_secs()));
+            let since = age(&out);
             return Ok(format!("the node is drained already, since {since}{}", self.still_open()));
         }
         self.drained.node = true;

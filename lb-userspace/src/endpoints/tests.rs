@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::model::{Discovery, HealthCheck, Jitter, LbPolicy, OnLeaving, Pace, Probe, SlowStart, TcpProbe};
+use crate::model::{Discovery, HealthCheck, Jitter, OnLeaving, Pace, Probe, SlowStart, TcpProbe};
 
 fn endpoint(host: u8) -> Endpoint {
     Endpoint::new(SocketAddr::from(([10, 0, 0, host], 80)), 1)
@@ -12,25 +12,7 @@ fn address(host: u8) -> SocketAddr {
 }
 
 fn cluster(name: &str) -> Cluster {
-    Cluster {
-        name: name.to_owned(),
-        discovery: Discovery::Static(Vec::new()),
-        lb_policy: LbPolicy::RoundRobin,
-        connect_timeout: Duration::from_secs(5),
-        connect_attempts: 3,
-        max_connections: None,
-        stat_name: None,
-        health_check: None,
-        outlier: None,
-        panic_threshold: 50,
-        slow_start: None,
-        prefer_local_node: false,
-        overprovisioning_percent: 140,
-        keep_while_healthy: false,
-        on_removed: OnLeaving::Drain,
-        on_unhealthy: OnLeaving::Keep,
-        drain_timeout: Duration::from_secs(60),
-    }
+    Cluster::sample(name, Discovery::Static(Vec::new()))
 }
 
 fn checked(name: &str) -> Cluster {

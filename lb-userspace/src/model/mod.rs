@@ -139,6 +139,32 @@ pub struct Cluster {
     pub drain_timeout: Duration,
 }
 
+#[cfg(test)]
+impl Cluster {
+    /// One without health checks and ejection, for tests.
+    pub(crate) fn sample(name: &str, discovery: Discovery) -> Self {
+        Self {
+            name: name.to_owned(),
+            discovery,
+            lb_policy: LbPolicy::RoundRobin,
+            connect_timeout: Duration::from_secs(5),
+            connect_attempts: 3,
+            max_connections: None,
+            stat_name: None,
+            health_check: None,
+            outlier: None,
+            panic_threshold: 50,
+            slow_start: None,
+            prefer_local_node: false,
+            overprovisioning_percent: 140,
+            keep_while_healthy: false,
+            on_removed: OnLeaving::Drain,
+            on_unhealthy: OnLeaving::Keep,
+            drain_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
 /// Where the endpoints of a cluster come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discovery {

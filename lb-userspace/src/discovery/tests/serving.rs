@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::discovery::{Discovery, Update};
-use crate::model::{self, Backoff, Cluster, DnsFamily, DnsHost, LbPolicy, OnLeaving, StrictDns};
+use crate::model::{self, Backoff, Cluster, DnsFamily, DnsHost, StrictDns};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -19,34 +19,17 @@ const CONF: &str = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
 
 fn cluster(name: &str, hosts: &[&str]) -> Cluster {
     let host = |name: &&str| DnsHost::new(name, 80, 1);
-    Cluster {
-        name: name.to_owned(),
-        discovery: model::Discovery::StrictDns(StrictDns {
-            hosts: hosts.iter().map(host).collect(),
-            refresh_rate: MS * 100,
-            respect_ttl: false,
-            jitter: Duration::ZERO,
-            failure_backoff: Backoff { base: MS * 100, max: MS * 100 },
-            hold_nx: Duration::ZERO,
-            family: DnsFamily::V4,
-            logical: false,
-        }),
-        lb_policy: LbPolicy::RoundRobin,
-        connect_timeout: Duration::from_secs(5),
-        connect_attempts: 3,
-        max_connections: None,
-        stat_name: None,
-        health_check: None,
-        outlier: None,
-        panic_threshold: 50,
-        slow_start: None,
-        prefer_local_node: false,
-        overprovisioning_percent: 140,
-        keep_while_healthy: false,
-        on_removed: OnLeaving::Drain,
-        on_unhealthy: OnLeaving::Keep,
-        drain_timeout: Duration::ZERO,
-    }
+    let discovery = model::Discovery::StrictDns(StrictDns {
+        hosts: hosts.iter().map(host).collect(),
+        refresh_rate: MS * 100,
+        respect_ttl: false,
+        jitter: Duration::ZERO,
+        failure_backoff: Backoff { base: MS * 100, max: MS * 100 },
+        hold_nx: Duration::ZERO,
+        family: DnsFamily::V4,
+        logical: false,
+    });
+    Cluster::sample(name, discovery)
 }
 
 async fn update(discovery: &mut Discovery) -> Update {
