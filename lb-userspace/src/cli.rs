@@ -119,6 +119,9 @@ pub struct Run {
     /// The node that this runs on, as endpoints name theirs; by default $NODE_NAME or the host's name.
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// The zone of that node, as endpoints name theirs; by default $NODE_ZONE.
+    #[arg(long, value_name = "NAME")]
+    pub node_zone: Option<String>,
     /// On SIGTERM, go at once and leave programs, links and maps to the next agent.
     #[arg(long)]
     pub leave_datapath: bool,

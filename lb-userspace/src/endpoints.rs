@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-pub use member::{Health, Member, Out, State};
+pub use member::{Health, Member, Out, Readiness, State};
 
-use crate::model::{Cluster, Config, Endpoint, OnLeaving};
+use crate::model::{Cluster, Config, Endpoint, Locality, OnLeaving, PreferLocal};
 use crate::selection::{Candidate, Rules, mix, select};
 
 /// A connection may be on its way to an endpoint for this long after it was taken out of the tables.
@@ -154,22 +154,22 @@ impl Endpoints {
         drained
     }
 
-    /// Decides which endpoints of a cluster take new connections from `now` on, and with what weights. `node`: the one that
-    /// this runs on.
-    pub fn choose(&mut self, cluster: &Cluster, node: Option<&str>, now: Instant) -> Choice {
+    /// Decides which endpoints of a cluster take new connections from `now` on, and with what weights. `here`: where this
+    /// runs.
+    pub fn choose(&mut self, cluster: &Cluster, here: &Locality, now: Instant) -> Choice {
         let Some(members) = self.clusters.get_mut(&cluster.name) else { return Choice::default() };
-        // Nothing is known of those that were not asked yet, which is still better than nothing good.
+        // Nothing is known of those that were not asked yet or were never ready, which is still better than nothing good.
         let may_take = |member: &Member| member.state() != State::Draining;
         let any_healthy = members.values().any(|member| member.state() == State::Healthy);
         let candidates: Vec<Candidate<SocketAddr>> = members
             .iter()
-            .filter(|(_, member)| may_take(member) && (member.health != Health::Pending || !any_healthy))
+            .filter(|(_, member)| may_take(member) && (!member.is_pending() || !any_healthy))
             .map(|(address, member)| Candidate {
                 key: *address,
                 weight: member.endpoint.weight,
                 priority: member.endpoint.priority,
                 healthy: member.state() == State::Healthy,
-                local: node.is_some() && member.endpoint.node.as_deref() == node,
+                local: here.has(&member.endpoint, cluster.prefer_local),
                 fresh: member.in_service.map(|since| now.saturating_duration_since(since)),
             })
             .collect();
@@ -177,7 +177,7 @@ impl Endpoints {
             panic_threshold: cluster.panic_threshold,
             overprovisioning_percent: cluster.overprovisioning_percent,
             slow_start: cluster.slow_start.as_ref(),
-            prefer_local: cluster.prefer_local_node,
+            prefer_local: cluster.prefer_local != PreferLocal::None,
         };
         let selection = select(&candidates, &rules);
         let weights: BTreeMap<SocketAddr, u32> = mix(selection.shares).into_iter().collect();

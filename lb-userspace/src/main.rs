@@ -11,6 +11,7 @@ use lb_userspace::agent::{self, Options, kernel_side};
 use lb_userspace::cli::{Cli, Command, Maps, Output, Places, Run};
 use lb_userspace::datapath::object::Pins;
 use lb_userspace::explain::{Names, Packet, explain};
+use lb_userspace::model::Locality;
 use lb_userspace::{config, desired, flows, maps, net, views};
 
 fn main() -> ExitCode {
@@ -107,7 +108,10 @@ fn run_agent(run: Run, places: Places) -> Result<()> {
         state_dir: run.state_dir,
         resolv_conf: run.resolv_conf,
         mode: run.datapath.map(Into::into),
-        node: run.node_name.or_else(|| std::env::var("NODE_NAME").ok()).or_else(|| Some(net::host_name())),
+        locality: Locality {
+            node: run.node_name.or_else(|| variable("NODE_NAME")).or_else(|| Some(net::host_name())),
+            zone: run.node_zone.or_else(|| variable("NODE_ZONE")),
+        },
         leave_datapath: run.leave_datapath,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -115,6 +119,11 @@ fn run_agent(run: Run, places: Places) -> Result<()> {
     // Connections that are still proxied end with the process.
     runtime.shutdown_background();
     result
+}
+
+/// An environment variable; one that is empty says nothing.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn unload(places: &Places) -> Result<()> {

@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::agent::Agent;
 use crate::balancer::ClusterBalancer;
 use crate::discovery::{Event, Update};
-use crate::endpoints::{Endpoints, Health, Name, State};
+use crate::endpoints::{Endpoints, Health, Name, Readiness, State};
 use crate::model::{Cluster, Discovery as Source};
 use crate::net;
 
@@ -50,7 +50,7 @@ impl Agent {
         let moved = match &cluster.discovery {
             Source::Static(endpoints) => self.endpoints.set(cluster, endpoints, now),
             // Before the first answer, those of an earlier configuration are better than none.
-            Source::StrictDns(_) => match self.discovery.endpoints(&cluster.name) {
+            _ => match self.discovery.endpoints(&cluster.name) {
                 Some(endpoints) => self.endpoints.set(cluster, endpoints, now),
                 None => Vec::new(),
             },
@@ -86,7 +86,7 @@ impl Agent {
             .collect();
         self.events.add_all(&cluster.name, events);
         self.watch_health(cluster);
-        let choice = self.endpoints.choose(cluster, self.options.node.as_deref(), now);
+        let choice = self.endpoints.choose(cluster, &self.options.locality, now);
         match self.balancers.get(&cluster.name) {
             Some(balancer) => balancer.update(cluster, &self.endpoints),
             None => {
@@ -157,6 +157,9 @@ fn corrected(mut event: Event, before: &BTreeMap<Name, State>, endpoints: &Endpo
             Health::Pending if member.removed.is_none() => event.why += ", not probed yet",
             Health::Passing if member.leaving => event.why += ", but its health check passes",
             _ => {}
+        }
+        if member.readiness == Readiness::NotYet && member.removed.is_none() {
+            event.why += ", not ready yet";
         }
         if member.drained.is_some() && member.removed.is_none() {
             event.why += ", drained by the operator";

@@ -48,7 +48,7 @@ use crate::config::{ConfigErrors, Loaded, Place};
 use crate::connections::Connections;
 use crate::discovery::Discovery;
 use crate::endpoints::{Endpoints, Name, Out};
-use crate::model::{AccessLog, Cluster, Config, Mode};
+use crate::model::{AccessLog, Cluster, Config, Locality, Mode};
 use crate::net::{self, Changes, Finding, Resets, Snapshot, Watch};
 use crate::proxy::{Balancer, Proxy, ProxyListener};
 
@@ -72,8 +72,8 @@ pub struct Options {
     pub resolv_conf: PathBuf,
     /// Overrides `datapath.mode`.
     pub mode: Option<Mode>,
-    /// The node that this runs on, as endpoints name theirs.
-    pub node: Option<String>,
+    /// Where this runs, as endpoints say it of theirs.
+    pub locality: Locality,
     /// On SIGTERM, leave the kernel's flows to the next agent.
     pub leave_datapath: bool,
 }

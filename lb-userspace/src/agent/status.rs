@@ -177,6 +177,7 @@ impl Agent {
                 share: member.share,
                 priority: member.endpoint.priority,
                 node: member.endpoint.node.as_deref().map(str::to_owned),
+                zone: member.endpoint.zone.as_deref().map(str::to_owned),
                 resets_in_s: seconds_to(member.cut()),
                 active: 0,
                 total,
@@ -215,6 +216,8 @@ struct BackendRow {
     priority: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
     /// When its open connections are reset, if they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     resets_in_s: Option<u64>,

@@ -12,7 +12,7 @@ use crate::admin_http::ViewSource;
 use crate::agent::Agent;
 use crate::agent::interfaces::rung_name;
 use crate::datapath::sweep::Carried;
-use crate::endpoints::{Health, Member};
+use crate::endpoints::{Health, Member, Readiness};
 use crate::health::outlier::Tally;
 use crate::model::{Cluster, Discovery, Listener};
 use crate::proxy::Backend;
@@ -242,11 +242,12 @@ impl Agent {
                 weight: member.endpoint.weight,
                 priority: member.endpoint.priority,
                 region: String::new(),
-                zone: String::new(),
+                zone: member.endpoint.zone.as_deref().unwrap_or_default().to_owned(),
                 sub_zone: String::new(),
                 health: HealthFlags {
                     failed_active_hc: matches!(member.health, Health::Pending | Health::Failing { .. }),
                     failed_outlier_check: member.ejected.is_some(),
+                    failed_eds_health: member.readiness != Readiness::Ready,
                     pending_dynamic_removal: member.removed.is_some() || member.leaving,
                     pending_active_hc: member.health == Health::Pending,
                     active_hc_timeout: member.health == Health::Failing { timeout: true },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::tree::{Entry, Fields, Located, Report};
 use super::{discovery, health_check, outlier, slow_start};
-use crate::model::{Cluster, Discovery, HealthCheck, LbPolicy, OnLeaving, Outlier, SlowStart};
+use crate::model::{Cluster, Discovery, HealthCheck, LbPolicy, OnLeaving, Outlier, PreferLocal, SlowStart};
 
 /// Envoy's default.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +48,9 @@ pub(super) const POLICIES: [(&str, LbPolicy); 5] = [
     ("least_request", LbPolicy::LeastRequest),
 ];
 
+const PREFER_LOCAL: [(&str, PreferLocal); 3] =
+    [("none", PreferLocal::None), ("node", PreferLocal::Node), ("zone", PreferLocal::Zone)];
+
 pub(super) const ON_LEAVING: [(&str, OnLeaving); 3] =
     [("keep", OnLeaving::Keep), ("drain", OnLeaving::Drain), ("reset", OnLeaving::Reset)];
 
@@ -71,7 +74,7 @@ pub(super) struct ClusterDraft {
     pub(super) outlier: Option<Outlier>,
     pub(super) panic_threshold: u32,
     pub(super) slow_start: Option<SlowStart>,
-    pub(super) prefer_local_node: bool,
+    pub(super) prefer_local: PreferLocal,
     pub(super) overprovisioning_percent: u32,
     pub(super) keep_while_healthy: bool,
     pub(super) on_removed: OnLeaving,
@@ -94,7 +97,7 @@ impl ClusterDraft {
             outlier: self.outlier,
             panic_threshold: self.panic_threshold,
             slow_start: self.slow_start,
-            prefer_local_node: self.prefer_local_node,
+            prefer_local: self.prefer_local,
             overprovisioning_percent: self.overprovisioning_percent,
             keep_while_healthy: self.keep_while_healthy,
             on_removed: self.on_removed,
@@ -136,9 +139,9 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
             .and_then(|entry| entry.number("", 0..=100, report))
             .unwrap_or(PANIC_THRESHOLD),
         slow_start: fields.get("slow_start").and_then(|entry| slow_start::read(&entry, lb_policy, report)),
-        prefer_local_node: fields
+        prefer_local: fields
             .get("prefer_local")
-            .and_then(|entry| entry.choice(&[("none", false), ("node", true)], &[], report))
+            .and_then(|entry| entry.choice(&PREFER_LOCAL, &[], report))
             .unwrap_or_default(),
         overprovisioning_percent: fields
             .get("overprovisioning_percent")

@@ -110,9 +110,9 @@ fn endpoints(entry: &Entry<'_>, report: &mut Report) -> Vec<Endpoint> {
     if entry.is_empty_list() {
         return Vec::new();
     }
-    let kind = hosts::Kind { keys: &["node"], read: host_address, show: SocketAddr::to_string };
+    let kind = hosts::Kind { keys: &["node", "zone"], read: host_address, show: SocketAddr::to_string };
     let endpoint =
-        |Host { at, weight, priority, node, probe }| Endpoint { address: at, weight, priority, node, probe };
+        |Host { at, weight, priority, node, zone, probe }| Endpoint { priority, node, zone, probe, ..Endpoint::new(at, weight) };
     hosts::read(entry, &kind, report).into_iter().map(endpoint).collect()
 }
 

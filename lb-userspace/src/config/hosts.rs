@@ -18,6 +18,7 @@ pub(super) struct Host<T> {
     pub(super) weight: u32,
     pub(super) priority: u32,
     pub(super) node: Option<Arc<str>>,
+    pub(super) zone: Option<Arc<str>>,
     pub(super) probe: ProbePlace,
 }
 
@@ -56,14 +57,14 @@ pub(super) fn read<T: Clone + Eq + Hash>(
 fn host<T>(entry: &Entry<'_>, kind: &Kind<'_, T>, report: &mut Report) -> Option<Host<T>> {
     if !entry.is_map() {
         let at = (kind.read)(entry, report)?;
-        return Some(Host { at, weight: 1, priority: 0, node: None, probe: ProbePlace::default() });
+        return Some(Host { at, weight: 1, priority: 0, node: None, zone: None, probe: ProbePlace::default() });
     }
     let known: Vec<&str> =
         ["address", "weight", "priority", "health_check"].iter().chain(kind.keys).copied().collect();
     let fields = entry.fields(&known, report)?;
     let weight = fields.get("weight").map_or(Some(1), |entry| entry.number("", 1..=256, report));
     let priority = fields.get("priority").map_or(Some(0), |entry| entry.number("", PRIORITIES, report));
-    let node = fields.get("node").and_then(|entry| entry.name(report));
+    let [node, zone] = ["node", "zone"].map(|key| fields.get(key).and_then(|entry| entry.name(report)));
     let probe = fields.get("health_check").and_then(|entry| probe_place(&entry, report)).unwrap_or_default();
     let address = fields.require("address", "the host's address and port", report)?;
     Some(Host {
@@ -71,6 +72,7 @@ fn host<T>(entry: &Entry<'_>, kind: &Kind<'_, T>, report: &mut Report) -> Option
         weight: weight?,
         priority: priority?,
         node: node.map(|name| name.value.into()),
+        zone: zone.map(|name| name.value.into()),
         probe,
     })
 }

@@ -1,7 +1,8 @@
-//! The last good answers on disk, for a start at which DNS does not answer.
+//! The last good answers on disk, for a start at which nobody answers.
 //!
-//! One JSON file, `discovery.json`, of version 1: `{version, saved_at, clusters: {NAME: {HOST: [IP, …]}}}`. It is replaced
-//! as a whole, by renaming a synced temporary file of the same directory.
+//! JSON files of version 1: of DNS `discovery.json`, `{version, saved_at, clusters: {NAME: {HOST: [IP, …]}}}`; of other
+//! sources `endpoints.json`, see [`feed`](super::feed). Each is replaced as a whole, by renaming a synced temporary file of
+//! the same directory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,10 +11,11 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-const FILE: &str = "discovery.json";
+const DNS_FILE: &str = "discovery.json";
 const VERSION: u32 = 1;
 
 /// A larger file is none of ours.
@@ -31,30 +33,35 @@ pub(super) struct SavedCluster {
 pub(super) type Answers = BTreeMap<String, BTreeMap<String, Vec<IpAddr>>>;
 
 #[derive(Serialize, Deserialize)]
-struct Contents {
+struct Contents<T> {
     version: u32,
     saved_at: String,
-    clusters: Answers,
+    clusters: T,
 }
 
-/// Reads what an earlier run left in `dir`; a file that cannot be used is worth a warning and no more.
-pub(super) fn load(dir: &Path) -> BTreeMap<String, SavedCluster> {
-    let path = dir.join(FILE);
-    match read(&path) {
-        Ok(Some(contents)) => {
-            let origin = format!("from {}, saved at {}", path.display(), contents.saved_at);
-            let cluster = |hosts| SavedCluster { origin: origin.clone(), hosts };
-            contents.clusters.into_iter().map(|(name, hosts)| (name, cluster(hosts))).collect()
-        }
-        Ok(None) => BTreeMap::new(),
+/// Reads the DNS answers that an earlier run left in `dir`.
+pub(super) fn load_dns(dir: &Path) -> BTreeMap<String, SavedCluster> {
+    let Some((answers, origin)) = load::<Answers>(dir, DNS_FILE) else { return BTreeMap::new() };
+    let cluster = |hosts| SavedCluster { origin: origin.clone(), hosts };
+    answers.into_iter().map(|(name, hosts)| (name, cluster(hosts))).collect()
+}
+
+/// Reads what an earlier run left in a file, and tells where it is from, for people; a file that cannot be used is worth a
+/// warning and no more.
+pub(super) fn load<T: DeserializeOwned>(dir: &Path, file: &str) -> Option<(T, String)> {
+    let path = dir.join(file);
+    match read::<T>(&path) {
+        Ok(contents) => contents.map(|Contents { saved_at, clusters, .. }| {
+            (clusters, format!("from {}, saved at {saved_at}", path.display()))
+        }),
         Err(error) => {
             log::warn!("{}: {error}: ignored, and replaced with the next answer", path.display());
-            BTreeMap::new()
+            None
         }
     }
 }
 
-fn read(path: &Path) -> io::Result<Option<Contents>> {
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<Contents<T>>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -62,7 +69,7 @@ fn read(path: &Path) -> io::Result<Option<Contents>> {
     };
     let mut text = Vec::new();
     file.take(MAX_SIZE).read_to_end(&mut text)?;
-    let contents: Contents = serde_json::from_slice(&text)?;
+    let contents: Contents<T> = serde_json::from_slice(&text)?;
     if contents.version != VERSION {
         return Err(io::Error::other(format!("version {}, not {VERSION}", contents.version)));
     }
@@ -72,40 +79,48 @@ fn read(path: &Path) -> io::Result<Option<Contents>> {
     Ok(Some(contents))
 }
 
-fn write(dir: &Path, clusters: &Answers, now: SystemTime) -> io::Result<()> {
+fn write<T: Serialize>(dir: &Path, file: &str, clusters: &T, now: SystemTime) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let saved_at = humantime::format_rfc3339_millis(now).to_string();
-    let contents = Contents { version: VERSION, saved_at, clusters: clusters.clone() };
-    let temporary = dir.join(format!("{FILE}.new"));
+    let contents = Contents { version: VERSION, saved_at, clusters };
+    let path = dir.join(file);
+    let temporary = dir.join(format!("{file}.new"));
     let mut file = File::create(&temporary)?;
     file.write_all(&serde_json::to_vec_pretty(&contents)?)?;
     file.sync_all()?;
-    fs::rename(&temporary, dir.join(FILE))?;
+    fs::rename(&temporary, path)?;
     // The rename itself.
     File::open(dir)?.sync_all()
 }
 
 /// Writes in the background, the newest contents only.
-pub(super) struct Saver {
-    newest: watch::Sender<Answers>,
+pub(super) struct Saver<T> {
+    newest: watch::Sender<T>,
 }
 
-impl Saver {
-    /// Needs a tokio runtime.
-    pub(super) fn start(dir: PathBuf) -> Self {
-        let (newest, mut contents) = watch::channel(Answers::new());
+impl Saver<Answers> {
+    /// Of DNS answers. Needs a tokio runtime.
+    pub(super) fn of_dns(dir: PathBuf) -> Self {
+        Self::start(dir, DNS_FILE)
+    }
+}
+
+impl<T: Serialize + Clone + Default + Send + Sync + 'static> Saver<T> {
+    /// Into a file of `dir`. Needs a tokio runtime.
+    pub(super) fn start(dir: PathBuf, file: &'static str) -> Self {
+        let (newest, mut contents) = watch::channel(T::default());
         tokio::spawn(async move {
             let mut warned = false;
             while contents.changed().await.is_ok() {
                 let clusters = contents.borrow_and_update().clone();
                 let into = dir.clone();
                 let written =
-                    tokio::task::spawn_blocking(move || write(&into, &clusters, SystemTime::now())).await;
+                    tokio::task::spawn_blocking(move || write(&into, file, &clusters, SystemTime::now())).await;
                 match written {
                     Ok(Ok(())) => warned = false,
                     Ok(Err(error)) if !warned => {
                         log::warn!(
-                            "{}: the last good DNS answers cannot be saved: {error}; make it writable, or name another \
+                            "{}: the last good endpoints cannot be saved: {error}; make it writable, or name another \
                              with --state-dir",
                             dir.display()
                         );
@@ -119,8 +134,8 @@ impl Saver {
         Self { newest }
     }
 
-    pub(super) fn save(&self, answers: Answers) {
-        self.newest.send_replace(answers);
+    pub(super) fn save(&self, clusters: T) {
+        self.newest.send_replace(clusters);
     }
 }
 
@@ -137,13 +152,13 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let dir = scratch("round");
-        assert!(load(&dir).is_empty());
+        assert!(load_dns(&dir).is_empty());
         let hosts = BTreeMap::from([("gateway".to_owned(), vec!["192.0.2.1".parse().unwrap()])]);
         let answers = Answers::from([("c".to_owned(), hosts.clone())]);
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1_500);
-        write(&dir, &answers, now).unwrap();
-        write(&dir, &answers, now).unwrap();
-        let loaded = load(&dir);
+        write(&dir, DNS_FILE, &answers, now).unwrap();
+        write(&dir, DNS_FILE, &answers, now).unwrap();
+        let loaded = load_dns(&dir);
         assert_eq!(loaded["c"].hosts, hosts);
         assert!(loaded["c"].origin.ends_with("discovery.json, saved at 1970-01-01T00:00:01.500Z"));
         fs::remove_dir_all(&dir).unwrap();
@@ -158,8 +173,8 @@ mod tests {
         let no_address =
             r#"{"version": 1, "saved_at": "2026-01-01T00:00:00Z", "clusters": {"c": {"h": ["x"]}}}"#;
         for text in ["", "[]", "{\"version\": 1", future, no_time, no_address, "\u{0}\u{1}"] {
-            fs::write(dir.join(FILE), text).unwrap();
-            assert!(load(&dir).is_empty(), "{text}");
+            fs::write(dir.join(DNS_FILE), text).unwrap();
+            assert!(load_dns(&dir).is_empty(), "{text}");
         }
         fs::remove_dir_all(&dir).unwrap();
     }

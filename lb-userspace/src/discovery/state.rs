@@ -12,50 +12,14 @@ use super::answer::{Failure, FailureKind, Family, HostAnswer, unusable};
 use super::flap::{self, FlapGuard};
 use super::host::{HostState, Verdict};
 use super::resolver::Families;
+use super::MAX_ENDPOINTS;
+use super::phase::{Phase, Transition};
 use super::saved::SavedCluster;
 use super::schedule::{self, Outcome};
 use crate::model::{DnsFamily, Endpoint, StrictDns};
 
-/// Endpoints of a cluster; an answer beyond it is cut, in the order of addresses.
-pub(super) const MAX_ENDPOINTS: usize = 4096;
-
 /// Refused addresses that are told of, for each cluster.
 const MAX_REFUSED: usize = 64;
-
-/// How a cluster's discovery stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// No endpoints, and no answer yet.
-    Unresolved,
-    /// Endpoints of the saved file, or remembered of a cluster that was taken out, until the first answer.
-    Saved,
-    Resolved,
-    /// Some endpoints are of an older answer.
-    Stale,
-    /// DNS says that there are none.
-    Empty,
-}
-
-impl Phase {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Unresolved => "unresolved",
-            Self::Saved => "saved",
-            Self::Resolved => "resolved",
-            Self::Stale => "stale",
-            Self::Empty => "empty",
-        }
-    }
-}
-
-/// A change to tell of; the endpoint, or the cluster if there is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Transition {
-    pub(super) endpoint: Option<SocketAddr>,
-    pub(super) from: &'static str,
-    pub(super) to: &'static str,
-    pub(super) why: String,
-}
 
 /// What an input led to.
 #[derive(Debug, Default)]
@@ -240,7 +204,7 @@ impl State {
                 humantime::format_duration(flap::WINDOW),
                 humantime::format_duration(flap::HOLD)
             );
-            step.transitions.push(endpoint_transition(endpoint, "healthy", "healthy", why));
+            step.transitions.push(Transition::of_endpoint(endpoint, "healthy", "healthy", why));
         }
         let has_answers = !answered.is_empty();
         let mut set = answered;
@@ -262,14 +226,12 @@ impl State {
 
         if total > MAX_ENDPOINTS && !self.cut {
             let why = format!("the answers have {total} endpoints: only the first {MAX_ENDPOINTS} are used");
-            let phase = self.phase.as_str();
-            step.transitions.push(Transition { endpoint: None, from: phase, to: phase, why });
+            step.transitions.push(Transition::of_cluster(self.phase, self.phase, why));
         }
         self.cut = total > MAX_ENDPOINTS;
         let (phase, kind, why) = self.judge(has_answers);
         if phase != self.phase || kind != self.told {
-            let (from, to) = (self.phase.as_str(), phase.as_str());
-            step.transitions.push(Transition { endpoint: None, from, to, why: why.clone() });
+            step.transitions.push(Transition::of_cluster(self.phase, phase, why.clone()));
         }
         (self.phase, self.told, self.why) = (phase, kind, why);
         step
@@ -307,7 +269,7 @@ impl State {
                 Some(host) => format!("in the answer for {}", host.host.name),
                 None => "held".to_owned(),
             };
-            transitions.push(endpoint_transition(*endpoint, "absent", "healthy", why));
+            transitions.push(Transition::of_endpoint(*endpoint, "absent", "healthy", why));
         }
         for endpoint in before.difference(&after) {
             let why = match gone.get(endpoint) {
@@ -317,7 +279,7 @@ impl State {
                 }
                 None => "not in the answers or the configuration any more".to_owned(),
             };
-            transitions.push(endpoint_transition(*endpoint, "healthy", "draining", why));
+            transitions.push(Transition::of_endpoint(*endpoint, "healthy", "draining", why));
         }
     }
 
@@ -380,7 +342,7 @@ impl State {
             if self.refused.len() < MAX_REFUSED && self.refused.insert(endpoint) {
                 let reason = unusable(endpoint.ip()).unwrap_or("not usable");
                 let why = format!("left out of the answer: {reason}");
-                transitions.push(endpoint_transition(endpoint, "absent", "absent", why));
+                transitions.push(Transition::of_endpoint(endpoint, "absent", "absent", why));
             }
         }
         transitions
@@ -413,13 +375,4 @@ impl State {
         let addresses: BTreeSet<IpAddr> = hosts.flat_map(HostState::addresses).collect();
         addresses.into_iter().collect()
     }
-}
-
-fn endpoint_transition(
-    endpoint: SocketAddr,
-    from: &'static str,
-    to: &'static str,
-    why: String,
-) -> Transition {
-    Transition { endpoint: Some(endpoint), from, to, why }
 }

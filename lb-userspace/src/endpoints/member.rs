@@ -11,7 +11,7 @@ use crate::model::{Cluster, Endpoint, OnLeaving};
 pub enum State {
     /// It takes new ones.
     Healthy,
-    /// Its health check fails, or has not had its first answer.
+    /// Its health check fails, or has not had its first answer; or its source says that it is not ready.
     Unhealthy,
     /// Attempts to connect to it have failed, see [`crate::model::Outlier`].
     Ejected,
@@ -42,6 +42,16 @@ pub enum Health {
     Failing {
         timeout: bool,
     },
+}
+
+/// What its source says of it, see [`Endpoint::ready`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    /// It has not been ready yet: it may not even listen.
+    NotYet,
+    /// It was ready before.
+    Lost,
 }
 
 /// Since when it takes no new connections for one reason, and what that means for those that it has.
@@ -86,6 +96,7 @@ pub struct Member {
     /// By the operator's word.
     pub drained: Option<Out>,
     pub health: Health,
+    pub readiness: Readiness,
     /// Why it is ejected, if it is.
     pub ejected: Option<Arc<str>>,
     /// While it is unhealthy or ejected.
@@ -103,6 +114,7 @@ impl Member {
     /// One that has just come; `first`: with its cluster.
     pub(super) fn new(endpoint: Endpoint, id: u64, cluster: &Cluster, first: bool, now: Instant) -> Self {
         let checked = cluster.health_check.is_some() && !endpoint.probe.skip;
+        let ready = endpoint.ready;
         Self {
             endpoint,
             id,
@@ -110,10 +122,18 @@ impl Member {
             leaving: false,
             drained: None,
             health: if checked { Health::Pending } else { Health::Unchecked },
+            readiness: if ready { Readiness::Ready } else { Readiness::NotYet },
             ejected: None,
             unfit: None,
             since: now,
-            why: if checked { "not probed yet" } else { "discovered" }.into(),
+            why: if !ready {
+                "not ready yet"
+            } else if checked {
+                "not probed yet"
+            } else {
+                "discovered"
+            }
+            .into(),
             in_service: (!first).then_some(now),
             share: None,
         }
@@ -134,6 +154,7 @@ impl Member {
             leaving: false,
             drained: None,
             health: Health::Unchecked,
+            readiness: Readiness::Ready,
             ejected: None,
             unfit: None,
             since: now,
@@ -146,13 +167,20 @@ impl Member {
     pub fn state(&self) -> State {
         if self.removed.is_some() || self.drained.is_some() {
             State::Draining
-        } else if !matches!(self.health, Health::Unchecked | Health::Passing) {
+        } else if !matches!(self.health, Health::Unchecked | Health::Passing)
+            || self.readiness != Readiness::Ready
+        {
             State::Unhealthy
         } else if self.ejected.is_some() {
             State::Ejected
         } else {
             State::Healthy
         }
+    }
+
+    /// Nobody knows yet whether it takes connections.
+    pub fn is_pending(&self) -> bool {
+        self.health == Health::Pending || self.readiness == Readiness::NotYet
     }
 
     /// The connections that are older than this are to be reset by `now`.
@@ -185,6 +213,15 @@ impl Member {
                 self.set_health(Health::Unchecked, "not probed any more", cluster, now);
             }
             _ => {}
+        }
+        let (readiness, why) = match (endpoint.ready, self.readiness) {
+            (true, Readiness::NotYet | Readiness::Lost) => (Readiness::Ready, "ready"),
+            (false, Readiness::Ready) => (Readiness::Lost, "not ready any more"),
+            _ => return,
+        };
+        self.change(why, cluster, now, |member| member.readiness = readiness);
+        if readiness == Readiness::Ready && self.state() == State::Unhealthy {
+            (self.since, self.why) = (now, "ready, but its health check does not pass".into());
         }
     }
 
@@ -220,9 +257,9 @@ impl Member {
     }
 
     fn change(&mut self, why: &str, cluster: &Cluster, now: Instant, set: impl FnOnce(&mut Self)) -> bool {
-        let (before, was_pending) = (self.state(), self.health == Health::Pending);
+        let (before, was_pending) = (self.state(), self.is_pending());
         set(self);
-        let is_failing = matches!(self.health, Health::Failing { .. });
+        let is_failing = matches!(self.health, Health::Failing { .. }) || self.readiness == Readiness::Lost;
         // One that has never passed has no connections, or those of an earlier agent, which knew better.
         let turns_unfit = self.ejected.is_some() || is_failing && !was_pending;
         if self.ejected.is_none() && !is_failing {

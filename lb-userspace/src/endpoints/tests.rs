@@ -35,7 +35,7 @@ fn hosts(range: std::ops::RangeInclusive<u8>) -> Vec<Endpoint> {
 
 /// Those that take new connections.
 fn chosen(endpoints: &mut Endpoints, cluster: &Cluster, now: Instant) -> Vec<(SocketAddr, u32)> {
-    endpoints.choose(cluster, None, now);
+    endpoints.choose(cluster, &Locality::default(), now);
     endpoints.active(&cluster.name).collect()
 }
 
@@ -105,18 +105,18 @@ fn what_is_not_probed_yet_takes_nothing() {
     let mut endpoints = Endpoints::default();
     endpoints.set(&a, &hosts(1..=3), start);
     assert_eq!(endpoints.get("a", address(1)).unwrap().state(), State::Unhealthy);
-    assert_eq!(endpoints.choose(&a, None, start).panic, [0], "nobody knows of a healthy one");
+    assert_eq!(endpoints.choose(&a, &Locality::default(), start).panic, [0], "nobody knows of a healthy one");
     for host in 1..=3 {
         pass(&mut endpoints, &a, host, start);
     }
-    assert_eq!(endpoints.choose(&a, None, start).panic, [] as [u32; 0]);
+    assert_eq!(endpoints.choose(&a, &Locality::default(), start).panic, [] as [u32; 0]);
     endpoints.set(&a, &hosts(1..=9), start);
-    assert_eq!(endpoints.choose(&a, None, start).panic, [] as [u32; 0], "new ones are no reason for it");
+    assert_eq!(endpoints.choose(&a, &Locality::default(), start).panic, [] as [u32; 0], "new ones are no reason for it");
     assert_eq!(chosen(&mut endpoints, &a, start).len(), 3, "the new ones wait for their first probes");
     endpoints.set(&a, &hosts(1..=3), start);
     fail(&mut endpoints, &a, 2, start);
     assert_eq!(chosen(&mut endpoints, &a, start), [(address(1), 1), (address(3), 1)]);
-    let choice = endpoints.choose(&a, None, start);
+    let choice = endpoints.choose(&a, &Locality::default(), start);
     assert!(!choice.changed, "nothing new");
 }
 
@@ -215,17 +215,92 @@ fn one_that_was_ejected_starts_slowly() {
 #[test]
 fn those_on_the_node_come_first_if_they_are_to() {
     let start = Instant::now();
-    let a = Cluster { prefer_local_node: true, ..cluster("a") };
+    let a = Cluster { prefer_local: PreferLocal::Node, ..cluster("a") };
     let on = |host, node: &str| Endpoint { node: Some(node.into()), ..endpoint(host) };
     let mut endpoints = Endpoints::default();
     endpoints.set(&a, &[on(1, "here"), on(2, "there"), endpoint(3)], start);
-    endpoints.choose(&a, Some("here"), start);
+    let here = Locality { node: Some("here".to_owned()), zone: Some("east".to_owned()) };
+    endpoints.choose(&a, &here, start);
     assert_eq!(endpoints.active("a").collect::<Vec<_>>(), [(address(1), 1)]);
     endpoints.get_mut("a", address(1)).unwrap().set_ejected(true, "refused", &a, start);
-    endpoints.choose(&a, Some("here"), start);
+    endpoints.choose(&a, &here, start);
     assert_eq!(endpoints.active("a").map(|(of, _)| of).collect::<Vec<_>>(), [address(2), address(3)]);
-    endpoints.choose(&a, None, start);
+    endpoints.choose(&a, &Locality::default(), start);
     assert_eq!(endpoints.active("a").count(), 2, "nobody knows where this is");
+}
+
+#[test]
+fn those_in_the_zone_come_first_if_they_are_to() {
+    let start = Instant::now();
+    let a = Cluster { prefer_local: PreferLocal::Zone, ..cluster("a") };
+    let of = |host, zone: &str| Endpoint { zone: Some(zone.into()), ..endpoint(host) };
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &[of(1, "east"), of(2, "west"), endpoint(3)], start);
+    let here = Locality { node: Some("here".to_owned()), zone: Some("east".to_owned()) };
+    endpoints.choose(&a, &here, start);
+    assert_eq!(endpoints.active("a").collect::<Vec<_>>(), [(address(1), 1)]);
+    endpoints.choose(&a, &Locality { zone: None, ..here }, start);
+    assert_eq!(endpoints.active("a").count(), 3, "nobody knows where this is");
+}
+
+/// As its source says it: of a pod the kubelet's probe.
+#[test]
+fn one_that_is_not_ready_takes_no_connections() {
+    let start = Instant::now();
+    let second = Duration::from_secs(1);
+    let a = Cluster { on_unhealthy: OnLeaving::Drain, panic_threshold: 0, ..cluster("a") };
+    let unready = |host| Endpoint { ready: false, ..endpoint(host) };
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &[endpoint(1), endpoint(2), unready(3)], start);
+    assert_eq!(chosen(&mut endpoints, &a, start).len(), 2);
+    let member = |endpoints: &Endpoints, host| endpoints.get("a", address(host)).unwrap().clone();
+    assert_eq!((member(&endpoints, 3).state(), member(&endpoints, 3).cut()), (State::Unhealthy, None));
+
+    let later = start + second;
+    endpoints.set(&a, &[unready(1), endpoint(2), endpoint(3)], later);
+    assert_eq!(chosen(&mut endpoints, &a, later), [(address(2), 1), (address(3), 1)]);
+    let lost = member(&endpoints, 1);
+    assert_eq!((lost.state(), &*lost.why), (State::Unhealthy, "not ready any more"));
+    assert_eq!(lost.cut(), Some(later + a.drain_timeout), "as on_unhealthy says");
+    assert_eq!(&*member(&endpoints, 3).why, "ready");
+
+    endpoints.set(&a, &[endpoint(1), endpoint(2), endpoint(3)], later + second);
+    assert_eq!(chosen(&mut endpoints, &a, later + second).len(), 3);
+    assert_eq!(member(&endpoints, 1).cut(), None);
+}
+
+/// Pods that have only just been made do not listen yet: panic is no reason to try them.
+#[test]
+fn one_that_was_never_ready_is_no_part_of_a_panic() {
+    let start = Instant::now();
+    let a = cluster("a");
+    let unready = |host| Endpoint { ready: false, ..endpoint(host) };
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &[endpoint(1), unready(2), unready(3), unready(4)], start);
+    assert_eq!(chosen(&mut endpoints, &a, start), [(address(1), 1)]);
+    endpoints.set(&a, &[unready(1), unready(2), unready(3), unready(4)], start);
+    assert_eq!(chosen(&mut endpoints, &a, start).len(), 4, "nothing better is known");
+}
+
+#[test]
+fn ready_and_healthy_are_two_things() {
+    let start = Instant::now();
+    let a = checked("a");
+    let unready = Endpoint { ready: false, ..endpoint(1) };
+    let mut endpoints = Endpoints::default();
+    let state = |endpoints: &Endpoints| {
+        let member = endpoints.get("a", address(1)).unwrap();
+        (member.state(), member.why.to_string())
+    };
+    endpoints.set(&a, std::slice::from_ref(&unready), start);
+    pass(&mut endpoints, &a, 1, start);
+    assert_eq!(state(&endpoints).0, State::Unhealthy);
+    endpoints.set(&a, &hosts(1..=1), start);
+    assert_eq!(state(&endpoints), (State::Healthy, "ready".to_owned()));
+    endpoints.set(&a, &[unready], start);
+    fail(&mut endpoints, &a, 1, start);
+    endpoints.set(&a, &hosts(1..=1), start);
+    assert_eq!(state(&endpoints), (State::Unhealthy, "ready, but its health check does not pass".to_owned()));
 }
 
 /// Connections that come in panic are not those that are meant.

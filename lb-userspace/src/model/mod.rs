@@ -128,8 +128,8 @@ pub struct Cluster {
     /// With less than this percentage of healthy endpoints all are used, whatever their health; 0: never.
     pub panic_threshold: u32,
     pub slow_start: Option<SlowStart>,
-    /// Endpoints on this node are preferred, others used as far as these do not suffice.
-    pub prefer_local_node: bool,
+    /// Endpoints nearby are preferred, others used as far as these do not suffice.
+    pub prefer_local: PreferLocal,
     /// A level of priority takes all connections as long as this percentage times its healthy share is 100 at least.
     pub overprovisioning_percent: u32,
     /// An endpoint that leaves discovery stays until its health check fails (Envoy's default).
@@ -155,7 +155,7 @@ impl Cluster {
             outlier: None,
             panic_threshold: 50,
             slow_start: None,
-            prefer_local_node: false,
+            prefer_local: PreferLocal::None,
             overprovisioning_percent: 140,
             keep_while_healthy: false,
             on_removed: OnLeaving::Drain,
@@ -244,13 +244,25 @@ pub struct Endpoint {
     pub priority: u32,
     /// The node that it runs on, if that is known.
     pub node: Option<Arc<str>>,
+    /// The zone of that node.
+    pub zone: Option<Arc<str>>,
+    /// Where it comes from says that it takes connections now.
+    pub ready: bool,
     pub probe: ProbePlace,
 }
 
 impl Endpoint {
     /// One with nothing special about it.
     pub fn new(address: SocketAddr, weight: u32) -> Self {
-        Self { address, weight, priority: 0, node: None, probe: ProbePlace::default() }
+        Self {
+            address,
+            weight,
+            priority: 0,
+            node: None,
+            zone: None,
+            ready: true,
+            probe: ProbePlace::default(),
+        }
     }
 }
 
@@ -265,6 +277,36 @@ pub struct ProbePlace {
     pub host: Option<Arc<str>>,
     /// It is not asked, and counts as healthy.
     pub skip: bool,
+}
+
+/// Which endpoints are nearby.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PreferLocal {
+    #[default]
+    None,
+    /// Those on this node.
+    Node,
+    /// Those in this node's zone.
+    Zone,
+}
+
+/// Where this runs, as far as that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Locality {
+    pub node: Option<String>,
+    pub zone: Option<String>,
+}
+
+impl Locality {
+    /// Whether an endpoint counts as nearby.
+    pub fn has(&self, endpoint: &Endpoint, by: PreferLocal) -> bool {
+        let (own, its) = match by {
+            PreferLocal::None => return false,
+            PreferLocal::Node => (&self.node, &endpoint.node),
+            PreferLocal::Zone => (&self.zone, &endpoint.zone),
+        };
+        own.is_some() && own.as_deref() == its.as_deref()
+    }
 }
 
 /// How a backend is chosen for a new connection.

@@ -67,6 +67,7 @@ impl HealthFlags {
         let flags = [
             (self.failed_active_hc, "/failed_active_hc"),
             (self.failed_outlier_check, "/failed_outlier_check"),
+            (self.failed_eds_health, "/failed_eds_health"),
             (self.pending_dynamic_removal, "/pending_dynamic_removal"),
             (self.pending_active_hc, "/pending_active_hc"),
             (self.active_hc_timeout, "/active_hc_timeout"),
@@ -204,7 +205,13 @@ fn host_status(of: &EndpointView) -> HostStatus<'_> {
             pending_dynamic_removal: of.health.pending_dynamic_removal,
             pending_active_hc: of.health.pending_active_hc,
             active_hc_timeout: of.health.active_hc_timeout,
-            eds_health_status: if of.health.eds_status_draining { "DRAINING" } else { "HEALTHY" },
+            eds_health_status: if of.health.failed_eds_health {
+                "UNHEALTHY"
+            } else if of.health.eds_status_draining {
+                "DRAINING"
+            } else {
+                "HEALTHY"
+            },
         },
         weight: of.weight,
         hostname: &of.hostname,

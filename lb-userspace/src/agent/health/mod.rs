@@ -232,7 +232,7 @@ impl Agent {
 
     /// Decides anew who of a cluster gets new connections, and has proxy and kernel follow.
     pub(super) fn choose(&mut self, cluster: &Cluster) {
-        let choice = self.endpoints.choose(cluster, self.options.node.as_deref(), Instant::now());
+        let choice = self.endpoints.choose(cluster, &self.options.locality, Instant::now());
         if choice.changed {
             if let Some(kernel) = &mut self.kernel
                 && let Err(error) =

@@ -7,7 +7,7 @@ use crate::config::cluster::{
     PANIC_THRESHOLD, POLICIES,
 };
 use crate::config::slow_start::{AGGRESSION, MIN_WEIGHT_PERCENT};
-use crate::model::{Cluster, LbPolicy, OnLeaving, SlowStart};
+use crate::model::{Cluster, LbPolicy, OnLeaving, PreferLocal, SlowStart};
 
 /// `silent_limit`: its limit of connections is Envoy's default.
 pub(super) fn write(writer: &mut Writer, cluster: &Cluster, silent_limit: bool) {
@@ -41,8 +41,10 @@ pub(super) fn write(writer: &mut Writer, cluster: &Cluster, silent_limit: bool) 
     if let Some(slow_start) = &cluster.slow_start {
         write_slow_start(writer, slow_start);
     }
-    if cluster.prefer_local_node {
-        writer.text("prefer_local", "node");
+    match cluster.prefer_local {
+        PreferLocal::None => {}
+        PreferLocal::Node => writer.text("prefer_local", "node"),
+        PreferLocal::Zone => writer.text("prefer_local", "zone"),
     }
     if cluster.overprovisioning_percent != OVERPROVISIONING {
         writer.number("overprovisioning_percent", cluster.overprovisioning_percent);

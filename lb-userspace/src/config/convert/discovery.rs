@@ -51,10 +51,13 @@ fn write_dns(writer: &mut Writer, dns: &StrictDns) {
 }
 
 fn endpoint(endpoint: &Endpoint) -> String {
-    let Endpoint { address, weight, priority, node, probe } = endpoint;
+    let Endpoint { address, weight, priority, node, zone, probe, ready: _ } = endpoint;
     let mut more = shares(*weight, *priority);
     if let Some(node) = node {
         more.push(format!("node: {}", quoted(node)));
+    }
+    if let Some(zone) = zone {
+        more.push(format!("zone: {}", quoted(zone)));
     }
     host(&address.to_string(), more, probe)
 }

@@ -10,7 +10,7 @@ use super::schema::{DURATION, Field, KEEPALIVE, Kind, checked, ignored, read, re
 use super::{breakers, common_lb, discovery, tcp_proxy, transport, value};
 use crate::config::cluster::{CONNECT_TIMEOUT, ClusterDraft, DRAIN_TIMEOUT, OVERPROVISIONING};
 use crate::config::tree::Entry;
-use crate::model::{LbPolicy, OnLeaving};
+use crate::model::{LbPolicy, OnLeaving, PreferLocal};
 
 pub(super) const NO_HTTP: &str = "tcp_proxy speaks no HTTP to the backends";
 const NO_CONTROL_PLANE: &str = "Headgate has no control plane to report to";
@@ -156,7 +156,7 @@ pub(super) fn read_cluster<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Op
             outlier: health.outlier,
             panic_threshold,
             slow_start: chosen.as_ref().and_then(|chosen| chosen.slow_start),
-            prefer_local_node: false,
+            prefer_local: PreferLocal::None,
             overprovisioning_percent: overprovisioning,
             keep_while_healthy: health.keep_while_healthy,
             on_removed: OnLeaving::Keep,

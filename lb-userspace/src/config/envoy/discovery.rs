@@ -147,11 +147,9 @@ fn static_endpoints(members: &[Member<'_>], import: &mut Import<'_>) -> Vec<Endp
     };
     let merged = merged(members, read, import);
     let endpoint = |Merged { at, first, weight }| Endpoint {
-        address: at,
-        weight,
         priority: first.priority,
-        node: None,
         probe: first.probe.clone(),
+        ..Endpoint::new(at, weight)
     };
     merged.into_iter().map(endpoint).collect()
 }

@@ -6,7 +6,7 @@ use super::{MINIMAL, cluster_with, errors, load, minimal_with, ok, refused};
 use crate::config::parse;
 use crate::model::{
     Cluster, Discovery, Endpoint, FailurePercentage, GrpcProbe, HealthCheck, HttpProbe, Jitter, LbPolicy,
-    OnLeaving, Outlier, Pace, Probe, ProbePlace, ProbeTls, SlowStart, SuccessRate, TcpProbe,
+    OnLeaving, Outlier, Pace, PreferLocal, Probe, ProbePlace, ProbeTls, SlowStart, SuccessRate, TcpProbe,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -293,7 +293,7 @@ fn panic_slow_start_and_draining() {
     assert_eq!((found.panic_threshold, found.overprovisioning_percent), (0, 100));
     let slow_start = SlowStart { window: S * 30, aggression: 1000, min_weight_percent: 10 };
     assert_eq!(found.slow_start, Some(slow_start));
-    assert!(found.prefer_local_node && found.keep_while_healthy);
+    assert!(found.prefer_local == PreferLocal::Node && found.keep_while_healthy);
     assert_eq!((found.on_removed, found.on_unhealthy), (OnLeaving::Reset, OnLeaving::Drain));
     let found = cluster("slow_start: { window: 1m, aggression: 1.5, min_weight_percent: 0 }");
     let slow_start = SlowStart { window: S * 60, aggression: 1500, min_weight_percent: 0 };
@@ -307,7 +307,7 @@ fn panic_slow_start_and_draining() {
     }
     bad_key("slow_start: { aggression: 1 }", "slow_start.window", "missing");
     bad_key("panic_threshold: 101", "panic_threshold", "from 0 to 100");
-    bad_key("prefer_local: zone", "prefer_local", "accepted: none, node");
+    bad_key("prefer_local: region", "prefer_local", "accepted: none, node, zone");
     bad_key("on_removed: close", "on_removed", "accepted: keep, drain, reset");
     bad_key("overprovisioning_percent: 0", "overprovisioning_percent", "from 1 to 100000");
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::{ConfigError, ConfigErrors, Loaded, Place, load, outlier, parse};
 use crate::model::{
-    Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode, OnLeaving, WeightedCluster,
+    Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode, OnLeaving, PreferLocal, WeightedCluster,
 };
 
 /// One listener and one cluster; each test adds to or changes its lines.
@@ -101,7 +101,7 @@ fn minimal_file_has_the_defaults() {
         outlier: Some(outlier::DEFAULT),
         panic_threshold: 50,
         slow_start: None,
-        prefer_local_node: false,
+        prefer_local: PreferLocal::None,
         overprovisioning_percent: 140,
         keep_while_healthy: false,
         on_removed: OnLeaving::Drain,

@@ -8,7 +8,9 @@ use super::*;
 use crate::discovery::answer::{Answer, Failure, FailureKind, Family, HostAnswer};
 use crate::discovery::saved::SavedCluster;
 use crate::discovery::schedule::{MAX_TTL, MIN_WAIT};
-use crate::discovery::state::{MAX_ENDPOINTS, Phase, State, Step};
+use crate::discovery::MAX_ENDPOINTS;
+use crate::discovery::phase::Phase;
+use crate::discovery::state::{State, Step};
 use crate::model::{Backoff, DnsFamily, DnsHost, StrictDns};
 
 const S: Duration = Duration::from_secs(1);

@@ -95,7 +95,7 @@ async fn a_cluster_follows_its_answers() {
     // A cluster that is taken out is asked for no more.
     discovery.apply(&[]);
     assert!(discovery.settled() && discovery.endpoints("c").is_none() && discovery.status("c").is_none());
-    assert_eq!(discovery.tasks.len(), 0);
+    assert_eq!(discovery.dns.tasks.len(), 0);
 }
 
 #[tokio::test]
@@ -107,12 +107,12 @@ async fn a_reload_keeps_what_stays() {
     discovery.apply(&clusters);
     until(&mut discovery, "literal", &["192.0.2.8"]).await;
     until(&mut discovery, "a", &["192.0.2.1"]).await;
-    let task = discovery.clusters["a"].refresh.as_ref().unwrap().0.id();
+    let task = discovery.dns.clusters["a"].refresh.as_ref().unwrap().0.id();
     discovery.apply(&clusters);
-    assert_eq!(discovery.clusters["a"].refresh.as_ref().unwrap().0.id(), task);
+    assert_eq!(discovery.dns.clusters["a"].refresh.as_ref().unwrap().0.id(), task);
     discovery.apply(&[cluster("a", &["gw.", "192.0.2.2"])]);
     assert_eq!(set(&discovery, "a"), ["192.0.2.1", "192.0.2.2"]);
-    assert_eq!(discovery.tasks.len(), 1);
+    assert_eq!(discovery.dns.tasks.len(), 1);
     assert!(discovery.endpoints("literal").is_none());
 }
 

@@ -242,6 +242,8 @@ pub struct EndpointView {
 pub struct HealthFlags {
     pub failed_active_hc: bool,
     pub failed_outlier_check: bool,
+    /// Its source says that it is not ready.
+    pub failed_eds_health: bool,
     /// Gone from DNS, and drains.
     pub pending_dynamic_removal: bool,
     /// Not checked yet.
