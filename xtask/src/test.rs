@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     ebpf,
     guest::STATISTICS,
-    kernel, manifests,
+    image, kernel, manifests,
     setup::{self, Scope},
     workspace::{Workspace, is_root, run as run_program, show},
 };
@@ -26,6 +26,8 @@ const BUILD: &str = "build";
 const TIMELINES: [&str; 2] = ["e2e_day", "e2e_timeline"];
 /// Suites that mostly wait for timeouts: some of their tests at a time, each in namespaces of its own.
 const WAITING: [&str; 3] = ["e2e_access_log", "e2e_health", "e2e_limits"];
+/// The step that builds the container image, and the suite that starts it.
+const IMAGE: (&str, &str) = ("image", "e2e_image");
 /// The step that boots other kernels.
 const KERNELS: &str = "kernels";
 
@@ -59,6 +61,7 @@ struct Step {
 
 enum Action {
     Lints,
+    Image,
     Program(Command),
     Kernels,
 }
@@ -102,6 +105,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         let step_began = Instant::now();
         let result = match step.action {
             Action::Lints => manifests::check_lints(&workspace.root),
+            Action::Image => image::build_own(workspace),
             Action::Program(mut command) => {
                 println!("   {}", show(&command));
                 run_program(&mut command)
@@ -251,6 +255,12 @@ fn steps(workspace: &Workspace, test_args: &[String]) -> Result<Vec<Step>> {
     };
     steps.push(rooted("build-suites", "the tests with programs in the kernel", suite(&["--no-run"])));
     steps.push(rooted("unit-suites", "unit tests of their harness", suite(&["--lib", "--bins"])));
+    steps.push(Step {
+        name: IMAGE.0.to_owned(),
+        about: "the container image, with a static binary".to_owned(),
+        root: true,
+        action: Action::Image,
+    });
     for name in suites(&workspace.root.join("tests/tests"))? {
         let threads = if WAITING.contains(&name.as_str()) { 3 } else { 1 };
         let mut test = suite(&["--test", &name, "--", &format!("--test-threads={threads}")]);
@@ -284,8 +294,8 @@ fn suites(dir: &Path) -> Result<Vec<String>> {
     Ok(suites)
 }
 
-/// What the options leave of the steps. A suite brings the build of the agent with it: it would start an old
-/// one otherwise.
+/// What the options leave of the steps. A suite brings the build of the agent, or of the image, with it: it would start an
+/// old one otherwise.
 fn chosen(steps: Vec<Step>, options: &Options) -> Result<Vec<Step>> {
     let quick = |step: &Step| !(options.quick && step.root);
     let steps: Vec<_> = steps.into_iter().filter(quick).collect();
@@ -299,7 +309,9 @@ fn chosen(steps: Vec<Step>, options: &Options) -> Result<Vec<Step>> {
         options.filters.is_empty() || options.filters.iter().any(|filter| step.name.contains(filter))
     };
     let any_suite = steps.iter().any(|step| step.root && wanted(step));
-    Ok(steps.into_iter().filter(|step| wanted(step) || (any_suite && step.name == BUILD)).collect())
+    let of_image = steps.iter().any(|step| step.name == IMAGE.1 && wanted(step));
+    let brought = |step: &Step| any_suite && step.name == BUILD || of_image && step.name == IMAGE.0;
+    Ok(steps.into_iter().filter(|step| wanted(step) || brought(step)).collect())
 }
 
 fn seconds(time: Duration) -> String {
@@ -322,7 +334,8 @@ mod tests {
             root,
             action: Action::Lints,
         };
-        vec![step("format", false), step("build", false), step("programs", true), step("netns", true)]
+        let steps = [("format", false), ("build", false), ("programs", true), ("image", true), ("netns", true)];
+        steps.into_iter().chain([("e2e_image", true)]).map(|(name, root)| step(name, root)).collect()
     }
 
     fn names(steps: &[Step]) -> Vec<&str> {
@@ -332,7 +345,7 @@ mod tests {
     #[test]
     fn without_filters_everything_runs() {
         let steps = chosen(sample(), &options(&[], false)).unwrap();
-        assert_eq!(names(&steps), ["format", "build", "programs", "netns"]);
+        assert_eq!(names(&steps), ["format", "build", "programs", "image", "netns", "e2e_image"]);
     }
 
     #[test]
@@ -347,6 +360,8 @@ mod tests {
         assert_eq!(names(&steps), ["build", "netns"]);
         let steps = chosen(sample(), &options(&["form"], false)).unwrap();
         assert_eq!(names(&steps), ["format"]);
+        let steps = chosen(sample(), &options(&["e2e_image"], false)).unwrap();
+        assert_eq!(names(&steps), ["build", "image", "e2e_image"]);
     }
 
     #[test]

@@ -47,6 +47,16 @@ impl Workspace {
         self.target.join("bpfel-unknown-none/release").join(program)
     }
 
+    /// Where cargo puts what it builds, for each target in a directory of its own.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Container images, and what they are made of.
+    pub(crate) fn images(&self) -> PathBuf {
+        self.target.join("images")
+    }
+
     /// Kernels that tests are run on, by version.
     pub(crate) fn kernels(&self) -> PathBuf {
         self.target.join("kernels")

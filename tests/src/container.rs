@@ -1,0 +1,208 @@
+//! The agent's image in a container, as a kubelet would have it run: the image's root file system, read-only, with a few
+//! mounts, the capabilities of the DaemonSet and nothing else, by a real runtime (crun).
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+pub use crate::bpf::BPFFS;
+use crate::bpf::ensure_bpffs;
+use crate::cmd::{output, wait_for};
+use crate::netns::Namespace;
+
+/// What the DaemonSet gives it.
+const CAPABILITIES: [&str; 5] =
+    ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_PERFMON"];
+
+/// An image that `cargo xtask image` made, unpacked.
+#[derive(Debug)]
+pub struct Image {
+    directory: PathBuf,
+    /// Of its layers, as they are sent over the network.
+    pub bytes: u64,
+    /// What is to be run, with its arguments.
+    pub command: Vec<String>,
+}
+
+impl Image {
+    /// Unpacks that of this machine's architecture into a directory named after `name`, which goes with this value.
+    pub fn unpack(name: &str) -> Result<Self> {
+        let archive = archive()?;
+        let directory = std::env::temp_dir().join(format!("{name}-image"));
+        let blobs = directory.join("oci");
+        let mut image = Self { directory, bytes: 0, command: Vec::new() };
+        fs::create_dir_all(&blobs)?;
+        fs::create_dir_all(image.root())?;
+        output(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&blobs))?;
+        let index = read_json(&blobs.join("index.json"))?;
+        let manifest = read_json(&blob(&blobs, &index["manifests"][0]))?;
+        let config = read_json(&blob(&blobs, &manifest["config"]))?;
+        for layer in manifest["layers"].as_array().context("no layers")? {
+            let path = blob(&blobs, layer);
+            image.bytes += fs::metadata(&path)?.len();
+            output(Command::new("tar").arg("-xf").arg(path).arg("-C").arg(image.root()))?;
+        }
+        let words = |key: &str| config["config"][key].as_array().cloned().unwrap_or_default();
+        let words = words("Entrypoint").into_iter().chain(words("Cmd"));
+        image.command = words.filter_map(|word| word.as_str().map(str::to_owned)).collect();
+        ensure!(!image.command.is_empty(), "the image names no command: {config}");
+        Ok(image)
+    }
+
+    /// Its root file system.
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("root")
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A running container. Dropping it ends it; what the agent in it has pinned stays.
+#[derive(Debug)]
+pub struct Container {
+    name: String,
+    directory: PathBuf,
+    child: Child,
+    /// When the runtime was told to run it.
+    pub began: Instant,
+}
+
+impl Container {
+    /// Starts the image's command with more arguments in a namespace's network: of the node's file systems it sees bpffs,
+    /// `run` as `/run/headgate` and `config` as `/etc/headgate`, and it has no environment.
+    pub fn start(
+        image: &Image,
+        host: &Namespace,
+        run: &Path,
+        config: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        ensure_bpffs()?;
+        let name = format!("{}-container", host.name());
+        let directory = image.directory.join("bundle");
+        fs::create_dir_all(&directory)?;
+        let arguments = image.command.iter().map(String::as_str).chain(arguments.iter().copied());
+        let spec = spec(&image.root(), host, run, config, &arguments.collect::<Vec<_>>());
+        fs::write(directory.join("config.json"), spec.to_string())?;
+        let log = File::create(directory.join("log"))?;
+        let began = Instant::now();
+        let child = crun(&directory)
+            .arg("run")
+            .arg("--bundle")
+            .arg(&directory)
+            .arg(&name)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start crun (`cargo xtask setup` installs it)")?;
+        Ok(Self { name, directory, child, began })
+    }
+
+    /// What it printed.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Ends it as a kubelet does, and waits until it has ended, with exit code 0.
+    pub fn terminate(&mut self) -> Result<()> {
+        output(crun(&self.directory).args(["kill", &self.name, "TERM"]))?;
+        let ended = || self.child.try_wait()?.context("it runs");
+        let status = wait_for("the container ends", Duration::from_secs(10), ended)?;
+        ensure!(status.success(), "the container ended with {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- log of {} ----\n{}", self.name, self.log());
+        }
+        if let Ok(None) = self.child.try_wait() {
+            let _ = output(crun(&self.directory).args(["delete", "--force", &self.name]));
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn crun(directory: &Path) -> Command {
+    let mut crun = Command::new("crun");
+    crun.arg("--root").arg(directory.join("state")).args(["--cgroup-manager", "disabled"]);
+    crun
+}
+
+/// The container by the OCI runtime specification.
+fn spec(root: &Path, host: &Namespace, run: &Path, config: &Path, arguments: &[&str]) -> Value {
+    let bind = |source: &Path, destination: &str, more: &[&str]| {
+        let options: Vec<&str> = ["rbind"].iter().chain(more).copied().collect();
+        json!({ "destination": destination, "type": "bind", "source": source, "options": options })
+    };
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": false,
+            "user": { "uid": 0, "gid": 0 },
+            "args": arguments,
+            "env": [],
+            "cwd": "/",
+            "capabilities": {
+                "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,
+            },
+            "noNewPrivileges": true,
+        },
+        "root": { "path": root, "readonly": true },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
+            bind(Path::new(BPFFS), "/sys/fs/bpf", &[]),
+            bind(run, "/run/headgate", &[]),
+            bind(config, "/etc/headgate", &["ro"]),
+        ],
+        "linux": {
+            "namespaces": [
+                { "type": "pid" }, { "type": "mount" }, { "type": "ipc" }, { "type": "uts" },
+                { "type": "network", "path": format!("/run/netns/{}", host.name()) },
+            ],
+        },
+    })
+}
+
+/// The archive: `$HEADGATE_IMAGE`, or what `cargo xtask image` has left in the target directory of these tests.
+fn archive() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("HEADGATE_IMAGE") {
+        return Ok(path.into());
+    }
+    // Tests run from target/PROFILE/deps.
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(3).context("no target directory")?;
+    let archive = target.join(format!("images/headgate-{}.tar", std::env::consts::ARCH));
+    ensure!(archive.is_file(), "{} is missing: `cargo xtask image` makes it", archive.display());
+    Ok(archive)
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
+
+/// The file of what a descriptor describes.
+fn blob(directory: &Path, descriptor: &Value) -> PathBuf {
+    let digest = descriptor["digest"].as_str().unwrap_or_default();
+    directory.join("blobs").join(digest.replace(':', "/"))
+}
