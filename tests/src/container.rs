@@ -1,5 +1,6 @@
 //! The agent's image in a container, as a kubelet would have it run: the image's root file system, read-only, with a few
-//! mounts, the capabilities of the DaemonSet and nothing else, by a real runtime (crun).
+//! mounts, the capabilities of the DaemonSet, `no_new_privs`, and process ids of its own. By bubblewrap, which needs no
+//! control groups, unlike the usual runtimes.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 pub use crate::bpf::BPFFS;
 use crate::bpf::ensure_bpffs;
@@ -68,10 +70,9 @@ impl Drop for Image {
 /// A running container. Dropping it ends it; what the agent in it has pinned stays.
 #[derive(Debug)]
 pub struct Container {
-    name: String,
-    directory: PathBuf,
+    log: PathBuf,
     child: Child,
-    /// When the runtime was told to run it.
+    /// When it was started.
     pub began: Instant,
 }
 
@@ -86,31 +87,29 @@ impl Container {
         arguments: &[&str],
     ) -> Result<Self> {
         ensure_bpffs()?;
-        let name = format!("{}-container", host.name());
-        let directory = image.directory.join("bundle");
-        fs::create_dir_all(&directory)?;
-        let arguments = image.command.iter().map(String::as_str).chain(arguments.iter().copied());
-        let spec = spec(&image.root(), host, run, config, &arguments.collect::<Vec<_>>());
-        fs::write(directory.join("config.json"), spec.to_string())?;
-        let log = File::create(directory.join("log"))?;
+        let log = image.directory.join("log");
+        let output = File::options().create(true).append(true).open(&log)?;
+        let mut command = host.command("bwrap");
+        command.arg("--ro-bind").arg(image.root()).arg("/").args(["--proc", "/proc", "--dev", "/dev"]);
+        command.args(["--ro-bind", "/sys", "/sys", "--bind", BPFFS, "/sys/fs/bpf"]);
+        command.arg("--bind").arg(run).arg("/run/headgate").arg("--ro-bind").arg(config).arg("/etc/headgate");
+        command.args(["--remount-ro", "/", "--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts"]);
+        command.args(["--clearenv", "--chdir", "/", "--die-with-parent", "--cap-drop", "ALL"]);
+        command.args(CAPABILITIES.iter().flat_map(|capability| ["--cap-add", capability]));
+        command.arg("--").args(&image.command).args(arguments);
         let began = Instant::now();
-        let child = crun(&directory)
-            .arg("run")
-            .arg("--bundle")
-            .arg(&directory)
-            .arg(&name)
-            .env_clear()
+        let child = command
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdout(output.try_clone()?)
+            .stderr(output)
             .spawn()
-            .context("cannot start crun (`cargo xtask setup` installs it)")?;
-        Ok(Self { name, directory, child, began })
+            .context("cannot start bwrap (`cargo xtask setup` installs it)")?;
+        Ok(Self { log, child, began })
     }
 
-    /// What it printed.
+    /// What it printed, and those that the image ran as before.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Whether it runs.
@@ -120,67 +119,31 @@ impl Container {
 
     /// Ends it as a kubelet does, and waits until it has ended, with exit code 0.
     pub fn terminate(&mut self) -> Result<()> {
-        output(crun(&self.directory).args(["kill", &self.name, "TERM"]))?;
+        kill_process(self.agent()?, Signal::TERM)?;
         let ended = || self.child.try_wait()?.context("it runs");
         let status = wait_for("the container ends", Duration::from_secs(10), ended)?;
         ensure!(status.success(), "the container ended with {status}");
         Ok(())
+    }
+
+    /// The agent's process: the only child of the one that watches it.
+    fn agent(&self) -> Result<Pid> {
+        let watcher = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{watcher}/task/{watcher}/children"))?;
+        let pid = children.trim().parse().with_context(|| format!("one child: {children:?}"))?;
+        Pid::from_raw(pid).context("not 0")
     }
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("---- log of {} ----\n{}", self.name, self.log());
+            eprintln!("---- log of the container ----\n{}", self.log());
         }
-        if let Ok(None) = self.child.try_wait() {
-            let _ = output(crun(&self.directory).args(["delete", "--force", &self.name]));
-            let _ = self.child.wait();
-        }
+        // The agent dies with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
-}
-
-fn crun(directory: &Path) -> Command {
-    let mut crun = Command::new("crun");
-    crun.arg("--root").arg(directory.join("state")).args(["--cgroup-manager", "disabled"]);
-    crun
-}
-
-/// The container by the OCI runtime specification.
-fn spec(root: &Path, host: &Namespace, run: &Path, config: &Path, arguments: &[&str]) -> Value {
-    let bind = |source: &Path, destination: &str, more: &[&str]| {
-        let options: Vec<&str> = ["rbind"].iter().chain(more).copied().collect();
-        json!({ "destination": destination, "type": "bind", "source": source, "options": options })
-    };
-    json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "terminal": false,
-            "user": { "uid": 0, "gid": 0 },
-            "args": arguments,
-            "env": [],
-            "cwd": "/",
-            "capabilities": {
-                "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,
-            },
-            "noNewPrivileges": true,
-        },
-        "root": { "path": root, "readonly": true },
-        "mounts": [
-            { "destination": "/proc", "type": "proc", "source": "proc" },
-            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
-            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
-            bind(Path::new(BPFFS), "/sys/fs/bpf", &[]),
-            bind(run, "/run/headgate", &[]),
-            bind(config, "/etc/headgate", &["ro"]),
-        ],
-        "linux": {
-            "namespaces": [
-                { "type": "pid" }, { "type": "mount" }, { "type": "ipc" }, { "type": "uts" },
-                { "type": "network", "path": format!("/run/netns/{}", host.name()) },
-            ],
-        },
-    })
 }
 
 /// The archive: `$HEADGATE_IMAGE`, or what `cargo xtask image` has left in the target directory of these tests.

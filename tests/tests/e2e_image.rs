@@ -61,7 +61,7 @@ fn the_image_serves(setup: Setup) {
     let mut container = node.start(&image, &topology.lb);
     wait_ready(&topology.lb, &mut container).unwrap();
     println!(
-        "{}: ready {} ms after the runtime was started; the image is {:.1} MiB",
+        "{}: ready {} ms after its start; the image is {:.1} MiB",
         setup.rung(),
         container.began.elapsed().as_millis(),
         image.bytes as f64 / f64::from(1 << 20)

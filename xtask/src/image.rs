@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Directories that are mounted over when it runs: the root file system is read-only.
-const MOUNT_POINTS: [&str; 4] = ["etc/headgate", "run/headgate", "sys/fs/bpf", "var/lib/headgate"];
+const MOUNT_POINTS: [&str; 6] =
+    ["dev", "etc/headgate", "proc", "run/headgate", "sys/fs/bpf", "var/lib/headgate"];
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -123,11 +124,17 @@ fn build(workspace: &Workspace, arch: Arch) -> Result<()> {
 /// The static binary.
 fn binary(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
     let target = arch.target();
-    let variable = |prefix: &str, suffix: &str| {
-        format!("{prefix}_{}{suffix}", target.to_uppercase().replace('-', "_"))
-    };
+    let variable =
+        |prefix: &str, suffix: &str| format!("{prefix}_{}{suffix}", target.to_uppercase().replace('-', "_"));
     let mut cargo = workspace.cargo("build");
-    cargo.args(["--locked", "--profile=image", "--package=lb-userspace", "--bin=headgate", "--target", &target]);
+    cargo.args([
+        "--locked",
+        "--profile=image",
+        "--package=lb-userspace",
+        "--bin=headgate",
+        "--target",
+        &target,
+    ]);
     if arch != Arch::OWN {
         cargo.env(format!("CC_{}", target.replace('-', "_")), arch.compiler().0);
         // The toolchain brings what a static program is linked from, and a linker for all architectures.

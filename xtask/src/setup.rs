@@ -61,7 +61,7 @@ const PIP: (&str, &str) = ("pip3", "python3-pip");
 const BUILDAH: (&str, &str) = ("buildah", "buildah");
 
 /// Runs an image's root file system in a test, and its Debian package.
-const CRUN: (&str, &str) = ("crun", "crun");
+const BUBBLEWRAP: (&str, &str) = ("bwrap", "bubblewrap");
 
 /// Programs that unpack and boot another kernel, and the Debian package of each.
 const KERNEL_PROGRAMS: [(&str, &str); 4] = [
@@ -183,7 +183,7 @@ fn missing_programs(scope: Scope) -> Vec<(&'static str, &'static str)> {
         Scope::Build | Scope::Image(_) | Scope::All => &[],
     };
     let images = scope.image().into_iter().flat_map(|arch| [BUILDAH, arch.compiler()]);
-    let containers = scope.runs_tests().then_some(CRUN);
+    let containers = scope.runs_tests().then_some(BUBBLEWRAP);
     let all = programs.iter().chain(others).copied().chain(images).chain(containers);
     all.filter(|(program, _)| !on_path(program)).collect()
 }

@@ -334,7 +334,8 @@ mod tests {
             root,
             action: Action::Lints,
         };
-        let steps = [("format", false), ("build", false), ("programs", true), ("image", true), ("netns", true)];
+        let steps =
+            [("format", false), ("build", false), ("programs", true), ("image", true), ("netns", true)];
         steps.into_iter().chain([("e2e_image", true)]).map(|(name, root)| step(name, root)).collect()
     }
 

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::agent::{Agent, access_logs, bind_admin_http, check_against_host, proxy_listeners};
 use crate::config::{self, ConfigErrors, Loaded, Place};
+use crate::discovery::Event;
 use crate::endpoints::State;
 use crate::model::{Cluster, Config, Mode};
 
@@ -27,20 +28,22 @@ impl Agent {
             Ok(_) => self.changes.reloads_applied += 1,
             Err(_) => self.changes.reloads_refused += 1,
         }
-        let error = match result {
+        let (to, why, error) = match result {
             Ok(false) => {
                 log::info!("reloaded {file}: nothing has changed");
-                None
+                ("applied", "nothing has changed".to_owned(), None)
             }
             Ok(true) => {
                 log::info!("reloaded {file}: {}", self.summary());
-                None
+                ("applied", self.summary(), None)
             }
             Err(error) => {
                 log::error!("reload: {error:#}\nthe configuration that runs stays as it is");
-                Some(format!("{error:#}"))
+                let why = format!("{error:#}");
+                ("refused", why.lines().next().unwrap_or_default().to_owned(), Some(why))
             }
         };
+        self.events.keep(Event::now("", None, "read", to, &why));
         self.reloaded = Some(Reload { at: SystemTime::now(), error });
     }
 

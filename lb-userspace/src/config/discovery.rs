@@ -111,8 +111,13 @@ fn endpoints(entry: &Entry<'_>, report: &mut Report) -> Vec<Endpoint> {
         return Vec::new();
     }
     let kind = hosts::Kind { keys: &["node", "zone"], read: host_address, show: SocketAddr::to_string };
-    let endpoint =
-        |Host { at, weight, priority, node, zone, probe }| Endpoint { priority, node, zone, probe, ..Endpoint::new(at, weight) };
+    let endpoint = |Host { at, weight, priority, node, zone, probe }| Endpoint {
+        priority,
+        node,
+        zone,
+        probe,
+        ..Endpoint::new(at, weight)
+    };
     hosts::read(entry, &kind, report).into_iter().map(endpoint).collect()
 }
 

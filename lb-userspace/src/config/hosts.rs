@@ -57,7 +57,14 @@ pub(super) fn read<T: Clone + Eq + Hash>(
 fn host<T>(entry: &Entry<'_>, kind: &Kind<'_, T>, report: &mut Report) -> Option<Host<T>> {
     if !entry.is_map() {
         let at = (kind.read)(entry, report)?;
-        return Some(Host { at, weight: 1, priority: 0, node: None, zone: None, probe: ProbePlace::default() });
+        return Some(Host {
+            at,
+            weight: 1,
+            priority: 0,
+            node: None,
+            zone: None,
+            probe: ProbePlace::default(),
+        });
     }
     let known: Vec<&str> =
         ["address", "weight", "priority", "health_check"].iter().chain(kind.keys).copied().collect();

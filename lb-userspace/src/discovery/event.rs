@@ -6,12 +6,13 @@ use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
 
-/// A transition of an endpoint, or of a cluster's discovery as a whole.
+/// A transition of an endpoint, of a cluster's discovery as a whole, or of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Event {
     /// RFC 3339, UTC, in milliseconds.
     #[serde(serialize_with = "rfc3339")]
     pub at: SystemTime,
+    /// Empty: the configuration.
     pub cluster: String,
     /// `None`: the cluster itself.
     pub endpoint: Option<SocketAddr>,
@@ -37,7 +38,10 @@ impl Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cluster, from, to, why, .. } = self;
-        write!(f, "cluster {cluster}")?;
+        match cluster.as_str() {
+            "" => f.write_str("configuration")?,
+            _ => write!(f, "cluster {cluster}")?,
+        }
         if let Some(endpoint) = self.endpoint {
             write!(f, ", endpoint {endpoint}")?;
         }

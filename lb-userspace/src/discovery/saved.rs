@@ -115,7 +115,8 @@ impl<T: Serialize + Clone + Default + Send + Sync + 'static> Saver<T> {
                 let clusters = contents.borrow_and_update().clone();
                 let into = dir.clone();
                 let written =
-                    tokio::task::spawn_blocking(move || write(&into, file, &clusters, SystemTime::now())).await;
+                    tokio::task::spawn_blocking(move || write(&into, file, &clusters, SystemTime::now()))
+                        .await;
                 match written {
                     Ok(Ok(())) => warned = false,
                     Ok(Err(error)) if !warned => {

@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::MAX_ENDPOINTS;
 use super::answer::{Failure, FailureKind, Family, HostAnswer, unusable};
 use super::flap::{self, FlapGuard};
 use super::host::{HostState, Verdict};
-use super::resolver::Families;
-use super::MAX_ENDPOINTS;
 use super::phase::{Phase, Transition};
+use super::resolver::Families;
 use super::saved::SavedCluster;
 use super::schedule::{self, Outcome};
 use crate::model::{DnsFamily, Endpoint, StrictDns};

@@ -111,7 +111,11 @@ fn what_is_not_probed_yet_takes_nothing() {
     }
     assert_eq!(endpoints.choose(&a, &Locality::default(), start).panic, [] as [u32; 0]);
     endpoints.set(&a, &hosts(1..=9), start);
-    assert_eq!(endpoints.choose(&a, &Locality::default(), start).panic, [] as [u32; 0], "new ones are no reason for it");
+    assert_eq!(
+        endpoints.choose(&a, &Locality::default(), start).panic,
+        [] as [u32; 0],
+        "new ones are no reason for it"
+    );
     assert_eq!(chosen(&mut endpoints, &a, start).len(), 3, "the new ones wait for their first probes");
     endpoints.set(&a, &hosts(1..=3), start);
     fail(&mut endpoints, &a, 2, start);

@@ -89,7 +89,9 @@ fn ethtool<T: EthtoolCommand>(name: &str, command: &mut T) -> io::Result<()> {
     request.ifr_ifru.ifru_data = (&raw mut *command).cast();
     // SAFETY: the descriptor is open; `request` and the `command` it points to live across the call, and
     // `EthtoolCommand` promises that the kernel writes nothing beyond it.
-    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    let result = unsafe {
+        libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCETHTOOL as libc::Ioctl, &raw mut request)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use super::{ConfigError, ConfigErrors, Loaded, Place, load, outlier, parse};
 use crate::model::{
-    Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode, OnLeaving, PreferLocal, WeightedCluster,
+    Cluster, DatapathConfig, Discovery, Endpoint, LbPolicy, Listener, Mode, OnLeaving, PreferLocal,
+    WeightedCluster,
 };
 
 /// One listener and one cluster; each test adds to or changes its lines.

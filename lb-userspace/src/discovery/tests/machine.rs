@@ -5,11 +5,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::discovery::MAX_ENDPOINTS;
 use crate::discovery::answer::{Answer, Failure, FailureKind, Family, HostAnswer};
+use crate::discovery::phase::Phase;
 use crate::discovery::saved::SavedCluster;
 use crate::discovery::schedule::{MAX_TTL, MIN_WAIT};
-use crate::discovery::MAX_ENDPOINTS;
-use crate::discovery::phase::Phase;
 use crate::discovery::state::{State, Step};
 use crate::model::{Backoff, DnsFamily, DnsHost, StrictDns};
 
