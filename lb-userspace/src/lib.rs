@@ -13,6 +13,7 @@ pub mod desired;
 pub mod discovery;
 pub mod endpoints;
 pub mod explain;
+pub mod file_watch;
 pub mod flows;
 pub mod health;
 pub mod ids;
