@@ -1,8 +1,10 @@
 //! What `/config_dump` shows: the configuration that runs, in Envoy's terms.
 
 use crate::agent::Agent;
-use crate::model::{Cluster, Discovery, DnsFamily, LbPolicy, Listener};
-use crate::stats::{ClusterConfig, ConfigView, DnsConfig, EndpointConfig, ListenerConfig};
+use crate::model::{Cluster, Discovery, DnsFamily, DnsRefresh, LbPolicy, Listener};
+use crate::stats::{
+    ClusterConfig, ConfigView, DnsConfig, EndpointConfig, EndpointFileConfig, ListenerConfig,
+};
 
 impl Agent {
     pub(super) fn config_view(&self) -> ConfigView {
@@ -31,36 +33,24 @@ impl Agent {
 }
 
 fn cluster_config(cluster: &Cluster) -> ClusterConfig {
-    let (dns, endpoints) = match &cluster.discovery {
+    let of_name = |host: &str, port, weight| EndpointConfig { host: host.to_owned(), port, weight };
+    let (dns, file, endpoints) = match &cluster.discovery {
         Discovery::Static(endpoints) => {
-            let endpoints = endpoints.iter().map(|endpoint| EndpointConfig {
-                host: endpoint.address.ip().to_string(),
-                port: endpoint.address.port(),
-                weight: endpoint.weight,
+            let endpoints = endpoints.iter().map(|endpoint| {
+                let host = endpoint.address.ip().to_string();
+                EndpointConfig { host, port: endpoint.address.port(), weight: endpoint.weight }
             });
-            (None, endpoints.collect())
+            (None, None, endpoints.collect())
         }
         Discovery::StrictDns(dns) => {
-            let endpoints = dns.hosts.iter().map(|host| EndpointConfig {
-                host: host.name.clone(),
-                port: host.port,
-                weight: host.weight,
-            });
-            let family = match dns.family {
-                DnsFamily::Auto => "AUTO",
-                DnsFamily::V4 => "V4_ONLY",
-                DnsFamily::V6 => "V6_ONLY",
-                DnsFamily::All => "ALL",
-            };
-            let config = DnsConfig {
-                logical: dns.logical,
-                refresh_rate: dns.refresh_rate,
-                respect_ttl: dns.respect_ttl,
-                jitter: dns.jitter,
-                failure_refresh_rate: (dns.failure_backoff.base, dns.failure_backoff.max),
-                lookup_family: family.to_owned(),
-            };
-            (Some(config), endpoints.collect())
+            let endpoints = dns.hosts.iter().map(|host| of_name(&host.name, host.port, host.weight));
+            (Some(dns_config(&dns.refresh(), dns.logical)), None, endpoints.collect())
+        }
+        // Envoy has no such type; the ports are in the records.
+        Discovery::Srv(srv) => (Some(dns_config(&srv.refresh, false)), None, vec![of_name(&srv.name, 0, 1)]),
+        Discovery::File(file) => {
+            let path = file.path.display().to_string();
+            (None, Some(EndpointFileConfig { path, service_name: file.cluster_name.clone() }), Vec::new())
         }
     };
     let lb_policy = match cluster.lb_policy {
@@ -76,6 +66,24 @@ fn cluster_config(cluster: &Cluster) -> ClusterConfig {
         lb_policy: lb_policy.to_owned(),
         max_connections: cluster.max_connections.map(u64::from),
         dns,
+        file,
         endpoints,
+    }
+}
+
+fn dns_config(refresh: &DnsRefresh, logical: bool) -> DnsConfig {
+    let lookup_family = match refresh.family {
+        DnsFamily::Auto => "AUTO",
+        DnsFamily::V4 => "V4_ONLY",
+        DnsFamily::V6 => "V6_ONLY",
+        DnsFamily::All => "ALL",
+    };
+    DnsConfig {
+        logical,
+        refresh_rate: refresh.rate,
+        respect_ttl: refresh.respect_ttl,
+        jitter: refresh.jitter,
+        failure_refresh_rate: (refresh.failure_backoff.base, refresh.failure_backoff.max),
+        lookup_family: lookup_family.to_owned(),
     }
 }

@@ -111,11 +111,13 @@ pub(super) fn read(entry: &Entry<'_>, report: &mut Report) -> ClusterDraft {
     let Some(fields) = entry.fields(&KEYS, report) else { return ClusterDraft::default() };
     let lb_policy =
         fields.get("lb_policy").and_then(|entry| entry.choice(&POLICIES, &[], report)).unwrap_or_default();
+    let name = fields.require("name", "a name for the cluster", report).and_then(|entry| entry.name(report));
+    let discovery = fields
+        .require("discovery", "where the backends come from", report)
+        .and_then(|entry| discovery::read(&entry, name.as_ref().map(|name| name.value.as_str()), report));
     ClusterDraft {
-        name: fields.require("name", "a name for the cluster", report).and_then(|entry| entry.name(report)),
-        discovery: fields
-            .require("discovery", "where the backends come from", report)
-            .and_then(|entry| discovery::read(&entry, report)),
+        name,
+        discovery,
         lb_policy,
         connect_timeout: fields
             .get("connect_timeout")

@@ -4,7 +4,8 @@
 //! places; `native`, with `datapath`, `admin`, `access_log`, `listener` and `cluster` (with `discovery`,
 //! `hosts`, `health_check`, `probe`, `outlier` and `slow_start`), reads the sections of the native form (by means of
 //! `tree`, `scalar`, `address`, `dns_name`, `http` and `payload`), `envoy` those of an Envoy bootstrap; both end in
-//! `sections`, and `cross` checks what spans them. `convert` writes the native form.
+//! `sections`, and `cross` checks what spans them. `convert` writes the native form. A file of endpoints, which a
+//! `discovery` names, is read by `envoy` too.
 //! But for `probes`, which looks at the files that a file names, nothing here asks the host: whether an interface
 //! exists or a port is free is for the caller, who reports it by [`Loaded::error_at`].
 
@@ -43,6 +44,7 @@ use std::io::Read;
 use std::path::Path;
 
 pub use self::convert::{Converted, convert};
+pub use self::envoy::Assigned;
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::finding::{Finding, Verdict};
 pub use self::places::{Place, Places};
@@ -84,6 +86,31 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
     let loaded = parse(&text, &file)?;
     let errors = probes::errors(&loaded);
     if errors.is_empty() { Ok(loaded) } else { Err(errors.into()) }
+}
+
+/// The endpoints that the file at `path` has for a cluster, see [`parse_endpoints`].
+pub fn load_endpoints(path: &Path, cluster: &str) -> Result<Assigned, ConfigErrors> {
+    let file = path.display().to_string();
+    let text =
+        read_text(path).map_err(|message| ConfigErrors::from(ConfigError::unreadable(&file, message)))?;
+    parse_endpoints(&text, &file, cluster)
+}
+
+/// Reads endpoints in the form of Envoy's endpoint discovery (EDS), YAML or JSON; `file` names the text in the errors.
+/// That it has nothing of the cluster is one.
+pub fn parse_endpoints(text: &str, file: &str, cluster: &str) -> Result<Assigned, ConfigErrors> {
+    let mut report = Report::new(file);
+    let assigned = match yaml::read(text, MergeKeys::Kept) {
+        Ok(root) => envoy::read_assignment(&Entry::root(&root), cluster, &mut report),
+        Err(error) => {
+            report.add(error.place, "", error.message);
+            None
+        }
+    };
+    match assigned {
+        Some(assigned) if report.is_empty() => Ok(assigned),
+        _ => Err(report.into_errors()),
+    }
 }
 
 /// The file at `path`, written as a native file, see [`convert`].

@@ -27,7 +27,7 @@ pub use snat::snat_ports;
 use crate::datapath::contents::{Contents, Step};
 use crate::endpoints::{Endpoints, Member};
 use crate::ids::Ids;
-use crate::model::{Cluster, Config, Discovery, DnsFamily, LbPolicy, Listener};
+use crate::model::{Cluster, Config, DnsFamily, LbPolicy, Listener};
 use crate::net::{RouteTo, Snapshot};
 use crate::selection::mix;
 use snat::SnatAddresses;
@@ -275,9 +275,8 @@ fn policy_number(policy: LbPolicy) -> u32 {
 
 /// Whether clients of the two families get different backends of a cluster.
 fn is_split(cluster: &Cluster, mut families: impl Iterator<Item = bool>) -> bool {
-    let Discovery::StrictDns(dns) = &cluster.discovery else { return false };
     let Some(first) = families.next() else { return false };
-    dns.family == DnsFamily::Auto && families.any(|v6| v6 != first)
+    cluster.discovery.family() == Some(DnsFamily::Auto) && families.any(|v6| v6 != first)
 }
 
 /// Of the backends of a cluster those for clients of one family: where names have addresses of both, and nothing else

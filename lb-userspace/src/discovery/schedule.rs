@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::StrictDns;
+use crate::model::DnsRefresh;
 
 /// No wait is shorter.
 pub(super) const MIN_WAIT: Duration = Duration::from_millis(100);
@@ -31,7 +31,7 @@ impl Outcome {
 }
 
 /// The wait after a refresh; `failures`: how many in a row failed entirely, `random` of [0, 1).
-pub(super) fn wait(settings: &StrictDns, outcome: &Outcome, failures: u32, random: f64) -> Duration {
+pub(super) fn wait(settings: &DnsRefresh, outcome: &Outcome, failures: u32, random: f64) -> Duration {
     let backoff = |failures: u32| {
         let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
         settings.failure_backoff.base.saturating_mul(doubled).min(settings.failure_backoff.max)
@@ -39,7 +39,7 @@ pub(super) fn wait(settings: &StrictDns, outcome: &Outcome, failures: u32, rando
     let regular = match outcome.ttl {
         // As in Envoy, a TTL of 0 does not count.
         Some(ttl) if settings.respect_ttl && !ttl.is_zero() => ttl.min(MAX_TTL),
-        _ => settings.refresh_rate,
+        _ => settings.rate,
     };
     let wait = match (outcome.answered, outcome.failed) {
         (0, 1..) => backoff(failures),

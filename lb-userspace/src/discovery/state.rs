@@ -166,7 +166,7 @@ impl State {
         self.failures = if outcome.answered == 0 && outcome.failed > 0 { self.failures + 1 } else { 0 };
         let mut step = self.settle(now, &gone);
         step.transitions.extend(self.tell_refused(refused));
-        step.wait = schedule::wait(&self.settings, &outcome, self.failures, random);
+        step.wait = schedule::wait(&self.settings.refresh(), &outcome, self.failures, random);
         // Earlier where a hold ends before that.
         let ends = self.hosts.iter().filter_map(|host| match host.verdict(self.settings.hold_nx) {
             Verdict::Holding(_, end) => Some(end),

@@ -3,6 +3,7 @@
 //! Every source of configuration ends in these types, and the agent knows no others.
 
 mod health;
+mod weights;
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -14,6 +15,7 @@ pub use health::{
     FailurePercentage, GrpcProbe, HealthCheck, HttpProbe, Jitter, OnLeaving, Outlier, Pace, Probe, ProbeTls,
     SlowStart, SuccessRate, TcpProbe,
 };
+pub use weights::fit as fit_weights;
 
 use crate::access_log::Format;
 
@@ -170,6 +172,19 @@ impl Cluster {
 pub enum Discovery {
     Static(Vec<Endpoint>),
     StrictDns(StrictDns),
+    Srv(Srv),
+    File(EndpointFile),
+}
+
+impl Discovery {
+    /// The families that DNS is asked for; `None` where it is not asked.
+    pub fn family(&self) -> Option<DnsFamily> {
+        match self {
+            Self::StrictDns(dns) => Some(dns.family),
+            Self::Srv(srv) => Some(srv.refresh.family),
+            Self::Static(_) | Self::File(_) => None,
+        }
+    }
 }
 
 /// Endpoints from DNS: every address of every host is one.
@@ -190,6 +205,47 @@ pub struct StrictDns {
     /// Only one address of each name is an endpoint at a time (Envoy's LOGICAL_DNS), the one that stays as long as it is in
     /// the answers.
     pub logical: bool,
+}
+
+impl StrictDns {
+    pub fn refresh(&self) -> DnsRefresh {
+        DnsRefresh {
+            rate: self.refresh_rate,
+            respect_ttl: self.respect_ttl,
+            jitter: self.jitter,
+            failure_backoff: self.failure_backoff,
+            hold_nx: self.hold_nx,
+            family: self.family,
+        }
+    }
+}
+
+/// Endpoints from the SRV records of a name (RFC 2782): every address of every target is one, with the record's port,
+/// weight and priority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Srv {
+    /// In lower case, absolute if it ends with a dot.
+    pub name: String,
+    pub refresh: DnsRefresh,
+}
+
+/// How DNS is asked again and again; each is as in [`StrictDns`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsRefresh {
+    pub rate: Duration,
+    pub respect_ttl: bool,
+    pub jitter: Duration,
+    pub failure_backoff: Backoff,
+    pub hold_nx: Duration,
+    pub family: DnsFamily,
+}
+
+/// Endpoints from a file in the form of Envoy's endpoint discovery (EDS), which is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointFile {
+    pub path: PathBuf,
+    /// The cluster's name in the file.
+    pub cluster_name: String,
 }
 
 /// The wait after a refresh that failed: `base`, doubled with each one more, up to `max`.
@@ -254,15 +310,8 @@ pub struct Endpoint {
 impl Endpoint {
     /// One with nothing special about it.
     pub fn new(address: SocketAddr, weight: u32) -> Self {
-        Self {
-            address,
-            weight,
-            priority: 0,
-            node: None,
-            zone: None,
-            ready: true,
-            probe: ProbePlace::default(),
-        }
+        let probe = ProbePlace::default();
+        Self { address, weight, priority: 0, node: None, zone: None, ready: true, probe }
     }
 }
 

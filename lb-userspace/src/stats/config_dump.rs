@@ -132,6 +132,16 @@ fn cluster(of: &ClusterConfig) -> Value {
         cluster["dns_jitter"] = json!(duration(dns.jitter));
         cluster["dns_lookup_family"] = json!(dns.lookup_family);
     }
+    if let Some(file) = &of.file {
+        cluster["type"] = json!("EDS");
+        cluster["eds_cluster_config"] = json!({
+            "eds_config": { "path_config_source": { "path": file.path } },
+            "service_name": file.service_name,
+        });
+        if let Value::Object(keys) = &mut cluster {
+            keys.remove("load_assignment");
+        }
+    }
     cluster
 }
 

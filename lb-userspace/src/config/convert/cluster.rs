@@ -12,7 +12,7 @@ use crate::model::{Cluster, LbPolicy, OnLeaving, PreferLocal, SlowStart};
 /// `silent_limit`: its limit of connections is Envoy's default.
 pub(super) fn write(writer: &mut Writer, cluster: &Cluster, silent_limit: bool) {
     writer.text("name", &cluster.name);
-    writer.mapping("discovery", |writer| discovery::write(writer, &cluster.discovery));
+    writer.mapping("discovery", |writer| discovery::write(writer, cluster));
     if cluster.lb_policy != LbPolicy::default() {
         writer.text("lb_policy", word(&POLICIES, cluster.lb_policy));
     }

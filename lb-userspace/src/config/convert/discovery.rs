@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::writer::{Writer, quoted};
 use crate::config::discovery::REFRESH_RATE;
-use crate::model::{Backoff, Discovery, DnsFamily, DnsHost, Endpoint, ProbePlace, StrictDns};
+use crate::model::{Backoff, Cluster, Discovery, DnsFamily, DnsHost, DnsRefresh, Endpoint, ProbePlace};
 
-pub(super) fn write(writer: &mut Writer, discovery: &Discovery) {
-    match discovery {
+pub(super) fn write(writer: &mut Writer, cluster: &Cluster) {
+    match &cluster.discovery {
         Discovery::Static(endpoints) => {
             writer.text("type", "static");
             let hosts: Vec<String> = endpoints.iter().map(endpoint).collect();
@@ -15,34 +15,47 @@ pub(super) fn write(writer: &mut Writer, discovery: &Discovery) {
         }
         Discovery::StrictDns(dns) => {
             writer.text("type", if dns.logical { "logical_dns" } else { "strict_dns" });
-            write_dns(writer, dns);
+            let hosts: Vec<String> = dns.hosts.iter().map(dns_host).collect();
+            writer.lines("hosts", &hosts);
+            refresh(writer, &dns.refresh());
+        }
+        Discovery::Srv(srv) => {
+            writer.text("type", "srv");
+            writer.text("name", &srv.name);
+            refresh(writer, &srv.refresh);
+        }
+        Discovery::File(file) => {
+            writer.text("type", "file");
+            writer.text("path", &file.path.display().to_string());
+            if file.cluster_name != cluster.name {
+                writer.text("cluster_name", &file.cluster_name);
+            }
         }
     }
 }
 
-fn write_dns(writer: &mut Writer, dns: &StrictDns) {
-    let hosts: Vec<String> = dns.hosts.iter().map(dns_host).collect();
-    writer.lines("hosts", &hosts);
-    if dns.refresh_rate != REFRESH_RATE {
-        writer.duration("refresh_rate", dns.refresh_rate);
+fn refresh(writer: &mut Writer, refresh: &DnsRefresh) {
+    let DnsRefresh { rate, respect_ttl, jitter, failure_backoff, hold_nx, family } = refresh;
+    if *rate != REFRESH_RATE {
+        writer.duration("refresh_rate", *rate);
     }
-    if dns.respect_ttl {
+    if *respect_ttl {
         writer.boolean("respect_ttl", true);
     }
-    if dns.jitter != Duration::ZERO {
-        writer.duration("jitter", dns.jitter);
+    if *jitter != Duration::ZERO {
+        writer.duration("jitter", *jitter);
     }
-    let Backoff { base, max } = dns.failure_backoff;
-    if (base, max) != (dns.refresh_rate, dns.refresh_rate) {
+    let Backoff { base, max } = *failure_backoff;
+    if (base, max) != (*rate, *rate) {
         writer.mapping("failure_backoff", |writer| {
             writer.duration("base", base);
             writer.duration("max", max);
         });
     }
-    if dns.hold_nx != Duration::ZERO {
-        writer.duration("hold_nx", dns.hold_nx);
+    if *hold_nx != Duration::ZERO {
+        writer.duration("hold_nx", *hold_nx);
     }
-    match dns.family {
+    match family {
         DnsFamily::Auto => {}
         DnsFamily::V4 => writer.text("family", "v4"),
         DnsFamily::V6 => writer.text("family", "v6"),

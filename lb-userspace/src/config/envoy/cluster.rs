@@ -23,7 +23,7 @@ const CLUSTER: &[Field] = &[
     ignored("stats_matcher", Kind::Mapping, "every statistic is shown"),
     read("type"),
     read("cluster_type"),
-    refused("eds_cluster_config", "endpoints from a control plane (EDS) are not supported"),
+    read("eds_cluster_config"),
     read("connect_timeout"),
     ignored(
         "per_connection_buffer_limit_bytes",

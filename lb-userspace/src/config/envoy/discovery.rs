@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use super::dns::{self, CLUSTER_FAMILIES, DNS_CLUSTER, DNS_CLUSTER_FAMILIES};
-use super::endpoints::{self, Assignment, Member};
+use super::endpoints::{self, Assignment, Member, Standing};
 use super::import::Import;
 use super::message::{self, Message};
 use super::schema::{Field, read};
-use super::{address, extension, value, weights};
+use super::{address, eds, extension, value};
 use crate::config::cluster::OVERPROVISIONING;
 use crate::config::tree::Entry;
-use crate::model::{Discovery, DnsHost, Endpoint, StrictDns};
+use crate::model::{Discovery, DnsHost, Endpoint, EndpointFile, StrictDns, fit_weights};
 
 /// Keys that are for discovery by DNS.
 const DNS_KEYS: [&str; 7] = [
@@ -36,6 +36,7 @@ enum Method {
     Static,
     /// The hosts are still missing.
     Dns(StrictDns),
+    File(EndpointFile),
 }
 
 /// What the cluster says of its endpoints.
@@ -53,19 +54,41 @@ pub(super) fn read_discovery(
 ) -> Option<Found> {
     let method = match fields.one_of(&["type", "cluster_type"], import) {
         None => Method::Static,
-        Some(kind) if fields.get("type").is_some() => old_type(kind, fields, import)?,
+        Some(kind) if fields.get("type").is_some() => old_type(entry, kind, fields, import)?,
         Some(kind) => cluster_type(kind, fields, import)?,
     };
-    if matches!(method, Method::Static) || fields.get("cluster_type").is_some_and(has_config) {
+    if !matches!(method, Method::Dns(_)) || fields.get("cluster_type").is_some_and(has_config) {
         for entry in DNS_KEYS.iter().filter_map(|key| fields.get(key)) {
             import.ignore(entry, NO_DNS);
         }
+    }
+    match method {
+        Method::File(file) => {
+            for entry in ["load_assignment", "hosts"].iter().filter_map(|key| fields.get(key)) {
+                import.ignore(entry, "the endpoints of EDS are those of its file");
+            }
+            Some(Found { discovery: Discovery::File(file), overprovisioning: OVERPROVISIONING })
+        }
+        Method::Static => with_members(entry, fields, None, import),
+        Method::Dns(settings) => with_members(entry, fields, Some(settings), import),
+    }
+}
+
+/// A cluster with members of its own: names for DNS, if `dns` says how it is asked, or addresses.
+fn with_members(
+    entry: &Entry<'_>,
+    fields: &Message<'_>,
+    dns: Option<StrictDns>,
+    import: &mut Import<'_>,
+) -> Option<Found> {
+    if let Some(entry) = fields.get("eds_cluster_config") {
+        import.error(entry, "belongs to type: EDS");
     }
     let mark = import.mark();
     let source = fields.one_of(&["load_assignment", "hosts"], import).unwrap_or(entry);
     let Assignment { members, overprovisioning } = match (fields.get("load_assignment"), fields.get("hosts"))
     {
-        (Some(assignment), _) => endpoints::assignment(assignment, import),
+        (Some(assignment), _) => endpoints::load_assignment(assignment, import),
         (None, hosts) => Assignment {
             members: hosts.map(|hosts| endpoints::hosts(hosts, import)).unwrap_or_default(),
             overprovisioning: OVERPROVISIONING,
@@ -75,26 +98,34 @@ pub(super) fn read_discovery(
         if import.failed_since(mark) {
             return None;
         }
-        if matches!(method, Method::Dns(_)) {
+        if dns.is_some() {
             import.refuse(source, "no name to ask for: give one, or remove the cluster and its listeners");
             return None;
         }
         import.warn(source, "no endpoint that can be used: its connections are closed at once");
     }
-    let discovery = match method {
-        Method::Static => Discovery::Static(static_endpoints(&members, import)),
-        Method::Dns(settings) => Discovery::StrictDns(with_hosts(settings, source, &members, import)?),
+    let discovery = match dns {
+        None => Discovery::Static(endpoints(&members, import)),
+        Some(settings) => Discovery::StrictDns(with_hosts(settings, source, &members, import)?),
     };
     Some(Found { discovery, overprovisioning })
 }
 
-fn old_type(entry: &Entry<'_>, fields: &Message<'_>, import: &mut Import<'_>) -> Option<Method> {
+/// Of the cluster at `cluster`, whose type is at `entry`.
+fn old_type(
+    cluster: &Entry<'_>,
+    entry: &Entry<'_>,
+    fields: &Message<'_>,
+    import: &mut Import<'_>,
+) -> Option<Method> {
     let method = match TYPES[value::word(entry, &TYPES, import)?] {
         "STATIC" => Method::Static,
         "STRICT_DNS" => Method::Dns(dns::settings(fields, CLUSTER_FAMILIES, import)),
         "LOGICAL_DNS" => Method::Dns(logical(dns::settings(fields, CLUSTER_FAMILIES, import))),
+        "EDS" => Method::File(eds::endpoint_file(cluster, fields, import)?),
         other => {
-            import.refuse(entry, format!("{other}: only STATIC, STRICT_DNS and LOGICAL_DNS are supported"));
+            let supported = "STATIC, STRICT_DNS, LOGICAL_DNS and EDS from a file";
+            import.refuse(entry, format!("{other}: only {supported} are supported"));
             return None;
         }
     };
@@ -140,7 +171,8 @@ fn logical(settings: StrictDns) -> StrictDns {
     StrictDns { logical: true, ..settings }
 }
 
-fn static_endpoints(members: &[Member<'_>], import: &mut Import<'_>) -> Vec<Endpoint> {
+/// The members as endpoints whose addresses are known.
+pub(super) fn endpoints(members: &[Member<'_>], import: &mut Import<'_>) -> Vec<Endpoint> {
     let read = |member: &Member<'_>, import: &mut Import<'_>| {
         let at = &member.at;
         address::ip_address(at, import).and_then(|address| address::backend(address, &at.entry, import))
@@ -148,6 +180,8 @@ fn static_endpoints(members: &[Member<'_>], import: &mut Import<'_>) -> Vec<Endp
     let merged = merged(members, read, import);
     let endpoint = |Merged { at, first, weight }| Endpoint {
         priority: first.priority,
+        zone: first.zone.map(Into::into),
+        ready: first.standing == Standing::InUse,
         probe: first.probe.clone(),
         ..Endpoint::new(at, weight)
     };
@@ -216,7 +250,7 @@ fn merged<'m, 'a, T: Clone + Eq + Hash>(
 /// The weights in Headgate's range; the keys that gave them are judged.
 fn fitted(members: &[Member<'_>], weights: impl Iterator<Item = u64>, import: &mut Import<'_>) -> Vec<u32> {
     let weights: Vec<u64> = weights.collect();
-    let (fitted, exact) = weights::fit(&weights);
+    let (fitted, exact) = fit_weights(&weights);
     for entry in members.iter().filter_map(|member| member.weight_entry.as_ref()) {
         if exact {
             import.honour(entry);

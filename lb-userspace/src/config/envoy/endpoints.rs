@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::address::{self, HostPort};
 use super::import::Import;
 use super::message;
-use super::schema::{Field, Kind, LOCALITY, ignored, read, refused};
+use super::schema::{Field, Kind, checked, ignored, read, refused};
 use super::value;
 use crate::config::cluster::{OVERPROVISIONING, OVERPROVISIONINGS};
 use crate::config::hosts::PRIORITIES;
@@ -32,7 +32,7 @@ const POLICY: &[Field] = &[
 ];
 
 const LOCALITY_ENDPOINTS: &[Field] = &[
-    ignored("locality", LOCALITY, "all localities are served alike"),
+    read("locality"),
     ignored("metadata", Kind::Mapping, "nothing reads it"),
     read("lb_endpoints"),
     refused("load_balancer_endpoints", "write them as lb_endpoints"),
@@ -45,6 +45,8 @@ const LOCALITY_ENDPOINTS: &[Field] = &[
     read("priority"),
     ignored("proximity", Kind::U32, "Envoy does not use it either"),
 ];
+
+const LOCALITY: &[Field] = &[checked("region", Kind::Text), read("zone"), checked("sub_zone", Kind::Text)];
 
 const LB_ENDPOINT: &[Field] = &[
     read("endpoint"),
@@ -67,6 +69,14 @@ const HEALTH_CHECK_CONFIG: &[Field] =
 
 const STATUSES: [&str; 6] = ["UNKNOWN", "HEALTHY", "UNHEALTHY", "DRAINING", "TIMEOUT", "DEGRADED"];
 
+/// What its `health_status` makes of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    InUse,
+    NotReady,
+    Draining,
+}
+
 /// A host of a cluster.
 pub(super) struct Member<'a> {
     pub(super) at: HostPort<'a>,
@@ -74,7 +84,24 @@ pub(super) struct Member<'a> {
     /// Where the weight stands, if it does.
     pub(super) weight_entry: Option<Entry<'a>>,
     pub(super) priority: u32,
+    pub(super) zone: Option<&'a str>,
+    pub(super) standing: Standing,
     pub(super) probe: ProbePlace,
+}
+
+impl<'a> Member<'a> {
+    /// One with nothing special about it.
+    fn new(at: HostPort<'a>) -> Self {
+        Self {
+            at,
+            weight: 1,
+            weight_entry: None,
+            priority: 0,
+            zone: None,
+            standing: Standing::InUse,
+            probe: ProbePlace::default(),
+        }
+    }
 }
 
 /// What a `load_assignment` says.
@@ -87,14 +114,20 @@ pub(super) struct Assignment<'a> {
 /// `hosts:`, a list of addresses.
 pub(super) fn hosts<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Vec<Member<'a>> {
     let hosts = message::repeated(entry, import);
-    let members = hosts.iter().filter_map(|host| {
-        let at = address::host_port(host, import)?;
-        Some(Member { at, weight: 1, weight_entry: None, priority: 0, probe: ProbePlace::default() })
-    });
-    members.collect()
+    hosts.iter().filter_map(|host| address::host_port(host, import)).map(Member::new).collect()
 }
 
-/// `load_assignment:`.
+/// `load_assignment:` of a file that is read once, so that only what is in use now counts.
+pub(super) fn load_assignment<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Assignment<'a> {
+    let mut assignment = assignment(entry, import);
+    assignment.members.retain(|member| member.standing == Standing::InUse);
+    // A native file, which it may be written as, has no key for it.
+    assignment.members.iter_mut().for_each(|member| member.zone = None);
+    close_gaps(&mut assignment.members);
+    assignment
+}
+
+/// A `ClusterLoadAssignment`, of whatever cluster it names.
 pub(super) fn assignment<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Assignment<'a> {
     let nothing = Assignment { members: Vec::new(), overprovisioning: OVERPROVISIONING };
     let Some(fields) = message::read(entry, LOAD_ASSIGNMENT, import) else { return nothing };
@@ -108,14 +141,13 @@ pub(super) fn assignment<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Assi
     }
     let localities =
         fields.get("endpoints").map(|entry| message::repeated(entry, import)).unwrap_or_default();
-    let mut members: Vec<Member<'_>> = localities.iter().flat_map(|entry| locality(entry, import)).collect();
-    close_gaps(&mut members);
+    let members = localities.iter().flat_map(|entry| locality(entry, import)).collect();
     let overprovisioning = fields.get("policy").and_then(|entry| overprovisioning(entry, import));
     Assignment { members, overprovisioning: overprovisioning.unwrap_or(OVERPROVISIONING) }
 }
 
 /// Envoy passes over a priority without endpoints, so that the next one may as well have its number.
-fn close_gaps(members: &mut [Member<'_>]) {
+pub(super) fn close_gaps(members: &mut [Member<'_>]) {
     let levels: BTreeSet<u32> = members.iter().map(|member| member.priority).collect();
     for member in members {
         let below = levels.range(..member.priority).count();
@@ -149,20 +181,27 @@ fn locality<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Vec<Member<'a>> {
         value::u32(entry, PRIORITIES, import)
     });
     let priority = priority.unwrap_or(0);
+    let zone = fields.get("locality").and_then(|entry| zone(entry, import));
     let endpoints =
         fields.get("lb_endpoints").map(|entry| message::repeated(entry, import)).unwrap_or_default();
-    endpoints.iter().filter_map(|entry| member(entry, priority, import)).collect()
+    let members = endpoints.iter().filter_map(|entry| member(entry, import));
+    members.map(|member| Member { priority, zone, ..member }).collect()
 }
 
-/// `None` also for an endpoint that its status takes out.
-fn member<'a>(entry: &Entry<'a>, priority: u32, import: &mut Import<'_>) -> Option<Member<'a>> {
+fn zone<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Option<&'a str> {
+    let zone = message::read(entry, LOCALITY, import)?.get("zone").and_then(|zone| value::text(zone, import));
+    import.ignore(entry, "all localities are served alike");
+    zone.filter(|zone| !zone.is_empty())
+}
+
+fn member<'a>(entry: &Entry<'a>, import: &mut Import<'_>) -> Option<Member<'a>> {
     let fields = message::read(entry, LB_ENDPOINT, import)?;
     let weight_entry = fields.get("load_balancing_weight").cloned();
     let weight = match &weight_entry {
         None => 1,
         Some(weight) => value::u32(weight, 1..=u32::MAX, import)?,
     };
-    let in_use = fields.get("health_status").is_none_or(|status| is_in_use(status, import));
+    let standing = fields.get("health_status").map_or(Standing::InUse, |status| standing(status, import));
     let Some(endpoint) = fields.get("endpoint") else {
         import.error(entry, "needs endpoint");
         return None;
@@ -174,7 +213,7 @@ fn member<'a>(entry: &Entry<'a>, priority: u32, import: &mut Import<'_>) -> Opti
     };
     let at = address::host_port(at, import)?;
     let probe = fields.get("health_check_config").and_then(|entry| probe_place(entry, import));
-    in_use.then_some(Member { at, weight, weight_entry, priority, probe: probe.unwrap_or_default() })
+    Some(Member { weight, weight_entry, standing, probe: probe.unwrap_or_default(), ..Member::new(at) })
 }
 
 /// Where the endpoint is asked for its health.
@@ -206,8 +245,13 @@ fn probe_place(entry: &Entry<'_>, import: &mut Import<'_>) -> Option<ProbePlace>
     })
 }
 
-fn is_in_use(status: &Entry<'_>, import: &mut Import<'_>) -> bool {
-    let Some(index) = value::word(status, &STATUSES, import) else { return true };
+fn standing(status: &Entry<'_>, import: &mut Import<'_>) -> Standing {
+    let Some(index) = value::word(status, &STATUSES, import) else { return Standing::InUse };
     import.honour(status);
-    !matches!(STATUSES[index], "UNHEALTHY" | "DRAINING" | "TIMEOUT")
+    match STATUSES[index] {
+        "UNHEALTHY" | "TIMEOUT" => Standing::NotReady,
+        "DRAINING" => Standing::Draining,
+        // DEGRADED is to be used where nothing better is left, which Headgate has no level for.
+        _ => Standing::InUse,
+    }
 }

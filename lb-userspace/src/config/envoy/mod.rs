@@ -11,6 +11,7 @@ mod cluster;
 mod common_lb;
 mod discovery;
 mod dns;
+mod eds;
 mod endpoints;
 mod extension;
 mod headers;
@@ -33,10 +34,11 @@ mod tcp_proxy;
 mod tests;
 mod transport;
 mod value;
-mod weights;
 
 use std::collections::{HashMap, HashSet};
 
+pub use self::eds::Assigned;
+pub(super) use self::eds::read_assignment;
 use self::import::Import;
 use self::message::Message;
 use self::policy::{Hashing, Policy};

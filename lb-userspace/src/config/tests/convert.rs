@@ -153,6 +153,12 @@ clusters:
     discovery: { type: static, hosts: [] }
     health_check: { type: tcp, jitter_percent: 0, send: "a\r\n\tb", receive: [{ hex: "7f" }, "é"] }
   - { name: d, discovery: { type: static, hosts: [] }, health_check: { type: istio } }
+  - name: e
+    discovery:
+      { type: srv, name: _http._tcp.a, refresh_rate: 1s, respect_ttl: true, jitter: 2s,
+        failure_backoff: { base: 3s, max: 4s }, hold_nx: 5s, family: all }
+  - { name: f, discovery: { type: file, path: "/a b/c.yaml" } }
+  - { name: g, discovery: { type: file, path: c.yaml, cluster_name: "outbound|80||f" } }
 "#;
     let config = parse(text, "native.yaml").unwrap_or_else(|errors| panic!("{errors}")).config;
     let written = write(&config, &[]);

@@ -1,9 +1,9 @@
-//! `discovery: { type: strict_dns }`.
+//! `discovery:` of the types that ask DNS, or read a file.
 
 use std::time::Duration;
 
 use super::{minimal_with, ok, refused};
-use crate::model::{Backoff, Discovery, DnsFamily, DnsHost, StrictDns};
+use crate::model::{Backoff, Discovery, DnsFamily, DnsHost, DnsRefresh, EndpointFile, Srv, StrictDns};
 
 /// `MINIMAL` with this discovery in line 7.
 fn with(discovery: &str) -> String {
@@ -13,7 +13,7 @@ fn with(discovery: &str) -> String {
 fn read(discovery: &str) -> StrictDns {
     match ok(&with(discovery)).config.clusters.remove(0).discovery {
         Discovery::StrictDns(settings) => settings,
-        Discovery::Static(_) => panic!("static"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -154,4 +154,95 @@ fn logical_dns_has_one_host() {
     assert_eq!((settings.hosts, settings.family), (vec![host("a.b", 80, 1)], DnsFamily::V4));
     let two = with("{ type: logical_dns, hosts: [\"a.b:80\", \"c.d:80\"] }");
     refused(&two, 7, 44, "clusters[0].discovery.hosts", "logical_dns has one host");
+}
+
+fn discovery(text: &str) -> Discovery {
+    ok(&with(text)).config.clusters.remove(0).discovery
+}
+
+#[test]
+fn srv_has_a_name_and_the_settings_of_dns() {
+    let refresh = DnsRefresh {
+        rate: S * 5,
+        respect_ttl: false,
+        jitter: Duration::ZERO,
+        failure_backoff: Backoff { base: S * 5, max: S * 5 },
+        hold_nx: Duration::ZERO,
+        family: DnsFamily::Auto,
+    };
+    let expected = Srv { name: "_http2._tcp.gw.istio-system.svc".into(), refresh };
+    assert_eq!(discovery("{ type: srv, name: _http2._TCP.gw.istio-system.svc }"), Discovery::Srv(expected));
+    let keys = "refresh_rate: 1s, respect_ttl: true, jitter: 2s, failure_backoff: { base: 3s, max: 4s }, \
+                hold_nx: 6s, family: v6";
+    let refresh = DnsRefresh {
+        rate: S,
+        respect_ttl: true,
+        jitter: S * 2,
+        failure_backoff: Backoff { base: S * 3, max: S * 4 },
+        hold_nx: S * 6,
+        family: DnsFamily::V6,
+    };
+    let expected = Srv { name: "gw.".into(), refresh };
+    assert_eq!(discovery(&format!("{{ type: srv, name: gw., {keys} }}")), Discovery::Srv(expected));
+}
+
+#[test]
+fn names_of_services_that_are_none() {
+    let cases = [
+        ("\"\"", "an empty label"),
+        ("_http._tcp..gw", "an empty label"),
+        ("two words", "` ` is not accepted"),
+        ("gw:80", "the port comes from DNS: write the name alone, gw"),
+        ("10.0.0.7", "an address has no SRV records"),
+        ("\"[::1]:80\"", "an address has no SRV records"),
+        ("\"::1\"", "an address has no SRV records"),
+        ("80", "needs a name, as in _http._tcp.gateway.example"),
+    ];
+    for (bad, phrase) in cases {
+        let text = with(&format!("{{ type: srv, name: {bad} }}"));
+        refused(&text, 7, 35, "clusters[0].discovery.name", phrase);
+    }
+    refused(&with("{ type: srv }"), 7, 16, "clusters[0].discovery.name", "missing: the name to ask for");
+}
+
+#[test]
+fn a_file_has_a_path_and_the_clusters_name_in_it() {
+    let file = |cluster_name: &str| {
+        Discovery::File(EndpointFile { path: "/etc/e.yaml".into(), cluster_name: cluster_name.into() })
+    };
+    assert_eq!(discovery("{ type: file, path: /etc/e.yaml }"), file("gateway"));
+    let name = "outbound|80||gw.istio-system";
+    let text = format!("{{ type: file, path: /etc/e.yaml, cluster_name: \"{name}\" }}");
+    assert_eq!(discovery(&text), file(name));
+    let field = "clusters[0].discovery";
+    refused(&with("{ type: file }"), 7, 16, &format!("{field}.path"), "missing: the file with the endpoints");
+    refused(&with("{ type: file, path: \"\" }"), 7, 36, &format!("{field}.path"), "not a path");
+    let text = with("{ type: file, path: a, cluster_name: \"\" }");
+    refused(&text, 7, 53, &format!("{field}.cluster_name"), "leave the key out");
+}
+
+#[test]
+fn keys_of_other_types_are_refused() {
+    let cases = [
+        ("type: srv, name: a.b, hosts: []", "hosts", "static"),
+        ("type: srv, name: a.b, path: a", "path", "file"),
+        ("type: file, path: a, name: b", "name", "srv"),
+        ("type: file, path: a, hold_nx: 1s", "hold_nx", "strict_dns"),
+        ("type: strict_dns, hosts: [\"a:80\"], cluster_name: a", "cluster_name", "file"),
+    ];
+    for (text, key, kind) in cases {
+        let column = 17 + text.find(&format!("{key}: ")).unwrap() + key.len() + 3;
+        let field = format!("clusters[0].discovery.{key}");
+        refused(
+            &with(&format!("{{ {text} }}")),
+            7,
+            column as u64,
+            &field,
+            &format!("belongs to type: {kind}:"),
+        );
+    }
+    let accepted = "accepted: static, strict_dns, logical_dns, srv, file";
+    refused(&with("{ type: eds }"), 7, 24, "clusters[0].discovery.type", accepted);
+    let missing = "how the backends are found; accepted: static, strict_dns, logical_dns, srv, file";
+    refused(&with("{ hosts: [] }"), 7, 16, "clusters[0].discovery.type", missing);
 }

@@ -6,6 +6,7 @@ mod bootstraps;
 mod bounds;
 mod convert;
 mod discovery;
+mod endpoint_file;
 mod health;
 mod health_keys;
 mod observed;

@@ -36,6 +36,8 @@ pub struct ClusterConfig {
     pub max_connections: Option<u64>,
     /// Of a cluster that is resolved by DNS.
     pub dns: Option<DnsConfig>,
+    /// Of a cluster whose endpoints are in a file.
+    pub file: Option<EndpointFileConfig>,
     pub endpoints: Vec<EndpointConfig>,
 }
 
@@ -50,6 +52,13 @@ pub struct DnsConfig {
     pub failure_refresh_rate: (Duration, Duration),
     /// Envoy's name, such as `V4_ONLY`.
     pub lookup_family: String,
+}
+
+/// `eds_cluster_config`.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointFileConfig {
+    pub path: String,
+    pub service_name: String,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::stats::histogram::HistogramSnapshot;
 
-pub use config::{ClusterConfig, ConfigView, DnsConfig, EndpointConfig, ListenerConfig};
+pub use config::{ClusterConfig, ConfigView, DnsConfig, EndpointConfig, EndpointFileConfig, ListenerConfig};
 pub use headgate::{Counts, DnsView, FlowTableView, HeadgateView, PanicView, RungView, SnatView};
 
 /// Everything, at one moment.

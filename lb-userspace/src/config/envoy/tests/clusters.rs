@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::{Bootstrap, STATIC, approximated, cluster, discovery, ignored, proxy, verdict};
 use crate::config::{Verdict, parse};
-use crate::model::{Backoff, Discovery, DnsFamily, DnsHost, Endpoint, LbPolicy, StrictDns, WeightedCluster};
+use crate::model::{
+    Backoff, Discovery, DnsFamily, DnsHost, Endpoint, EndpointFile, LbPolicy, StrictDns, WeightedCluster,
+};
 
 #[test]
 fn clusters_by_weight() {
@@ -68,6 +70,40 @@ fn dns_settings() {
     approximated(&loaded, "dns_refresh_rate", "100 ms");
     approximated(&loaded, "dns_lookup_family", "both families");
     ignored(&cluster("respect_dns_ttl: true"), "respect_dns_ttl");
+}
+
+#[test]
+fn endpoints_of_a_file() {
+    let eds = |source: &str, more: &str| {
+        format!("type: EDS\n    eds_cluster_config: {{ eds_config: {{ {source} }}{more} }}")
+    };
+    let file = |cluster_name: &str| {
+        Discovery::File(EndpointFile { path: "/etc/e.yaml".into(), cluster_name: cluster_name.to_owned() })
+    };
+    let nested = "path_config_source: { path: /etc/e.yaml, watched_directory: { path: /etc } }, \
+                  resource_api_version: V3, initial_fetch_timeout: 0s";
+    let loaded = discovery(&eds(nested, ""));
+    assert_eq!(loaded.config.clusters[0].discovery, file("c"));
+    assert_eq!(verdict(&loaded, "path_config_source.path"), Verdict::Honoured);
+    ignored(&loaded, "watched_directory");
+    let loaded = discovery(&eds("path: /etc/e.yaml", ", service_name: gateway"));
+    assert_eq!(loaded.config.clusters[0].discovery, file("gateway"));
+    assert_eq!(verdict(&loaded, "service_name"), Verdict::Honoured);
+    ignored(&discovery(&format!("{}\n    {STATIC}", eds("path: a", ""))), "load_assignment");
+
+    let error = |discovery: &str| Bootstrap { discovery: Some(discovery), ..Bootstrap::default() }.error();
+    let cases = [
+        ("type: EDS".to_owned(), "clusters[0]: EDS needs eds_cluster_config with eds_config"),
+        (eds("", ""), "clusters[0].eds_cluster_config.eds_config: needs path_config_source"),
+        (eds("path: \"\"", ""), "eds_config.path: empty"),
+        (eds("path_config_source: {}", ""), "eds_config: needs path_config_source with the path of a file"),
+        (eds("path: a, path_config_source: { path: b }", ""), "only one of path, path_config_source"),
+        (format!("{STATIC}\n    eds_cluster_config: {{}}"), "eds_cluster_config: belongs to type: EDS"),
+    ];
+    for (text, phrase) in cases {
+        let error = error(&text);
+        assert!(error.contains(phrase), "{text}: {error}");
+    }
 }
 
 #[test]

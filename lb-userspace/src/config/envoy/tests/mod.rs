@@ -249,7 +249,8 @@ fn a_cluster_that_no_listener_uses_may_be_what_is_not_supported() {
     let more = Bootstrap::more_cluster(
         "xds",
         "health_checks: [{ timeout: 1s, interval: 1s, unhealthy_threshold: 1, \
-                                          healthy_threshold: 1, custom_health_check: { name: a } }]\n    type: EDS",
+                                          healthy_threshold: 1, custom_health_check: { name: a } }]\n    type: EDS\n    \
+                                          eds_cluster_config: { eds_config: { ads: {} } }",
     );
     let loaded = Bootstrap { more: &more, ..Bootstrap::default() }.ok();
     assert_eq!(loaded.config.clusters.len(), 1);

@@ -76,7 +76,12 @@ fn of_a_cluster() {
     refused(cluster(panic), "zone_aware_lb_config.fail_traffic_on_panic", "all backends are used");
     let change = "common_lb_config: { close_connections_on_host_set_change: true }";
     refused(cluster(change), "close_connections_on_host_set_change", "of all backends");
-    refused(cluster("type: EDS"), "clusters[0].type", "EDS");
+    for source in ["ads: {}", "api_config_source: { api_type: GRPC }"] {
+        let eds = format!("type: EDS\n    eds_cluster_config: {{ eds_config: {{ {source} }} }}");
+        let key = source.split(':').next().unwrap();
+        let eds = Bootstrap { discovery: Some(&eds), ..NONE };
+        refused(eds, &format!("eds_cluster_config.eds_config.{key}"), "only those of a file");
+    }
     refused(cluster("type: ORIGINAL_DST"), "clusters[0].type", "ORIGINAL_DST");
     refused(cluster("upstream_bind_config: {}"), "upstream_bind_config", "datapath.snat_addresses");
     refused(cluster("lb_subset_config: {}"), "lb_subset_config", "subsets");

@@ -1,9 +1,9 @@
-//! Envoy's weights are 32-bit numbers, Headgate's are 1 to 256.
+//! Weights of other systems are larger numbers than Headgate's, which are 1 to 256.
 
 const MOST: u64 = 256;
 
 /// The weights in Headgate's range with the same proportions, and whether that is exact.
-pub(super) fn fit(weights: &[u64]) -> (Vec<u32>, bool) {
+pub fn fit(weights: &[u64]) -> (Vec<u32>, bool) {
     let divisor = weights.iter().copied().fold(0, greatest_common_divisor).max(1);
     let most = weights.iter().copied().max().unwrap_or(1);
     let exact = most / divisor <= MOST;
