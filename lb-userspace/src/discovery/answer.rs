@@ -1,5 +1,6 @@
 //! What DNS said about a host.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -72,6 +73,40 @@ impl HostAnswer {
             Family::V6 => self.v6.as_ref(),
         }
     }
+}
+
+/// An SRV record (RFC 2782).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Service {
+    /// The lowest is to be used first.
+    pub(super) priority: u16,
+    pub(super) weight: u16,
+    pub(super) port: u16,
+    /// Absolute, in lower case; `.`: the service is not available.
+    pub(super) target: String,
+}
+
+/// The SRV records of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Services {
+    /// At least one; sorted, each once.
+    pub(super) records: Vec<Service>,
+    /// The least of the records and of the aliases that led to them.
+    pub(super) ttl: Duration,
+    /// Of targets, what the answer has of their addresses. That there is nothing of a family says nothing.
+    pub(super) along: BTreeMap<String, HostAnswer>,
+}
+
+/// For a name and its SRV records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SrvAnswer {
+    Records {
+        services: Services,
+        /// The absolute name that has them.
+        name: String,
+    },
+    /// Anything but records.
+    None(Answer),
 }
 
 /// Why no endpoint can have the address.

@@ -15,7 +15,6 @@ use tokio::time::sleep;
 
 use super::answer::{Answer, Failure, FailureKind, HostAnswer};
 use super::parked::Parked;
-use super::resolv_conf::ResolvConfFile;
 use super::resolver::Resolver;
 use super::saved::{self, Answers, SavedCluster, Saver};
 use super::state::{Question, State, Step};
@@ -68,10 +67,10 @@ impl RefreshCounts {
 }
 
 impl Dns {
-    /// Asks the servers of the file `resolv_conf` at this port, keeps the last good answers in `state_dir`.
-    pub(super) fn new(resolv_conf: PathBuf, state_dir: Option<PathBuf>, port: u16) -> Self {
+    /// Keeps the last good answers in `state_dir`.
+    pub(super) fn new(resolver: Arc<Resolver>, state_dir: Option<PathBuf>) -> Self {
         Self {
-            resolver: Arc::new(Resolver::new(ResolvConfFile::new(resolv_conf), port)),
+            resolver,
             saved: state_dir.as_deref().map(saved::load_dns).unwrap_or_default(),
             state_dir,
             saver: None,
@@ -276,7 +275,7 @@ impl Dns {
 }
 
 /// One refresh.
-async fn ask(resolver: Arc<Resolver>, questions: Vec<Question>) -> Vec<(usize, HostAnswer)> {
+pub(super) async fn ask(resolver: Arc<Resolver>, questions: Vec<Question>) -> Vec<(usize, HostAnswer)> {
     let mut answers = Vec::with_capacity(questions.len());
     let mut questions = questions.into_iter();
     let mut lookups = JoinSet::new();

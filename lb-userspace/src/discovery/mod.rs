@@ -8,6 +8,7 @@ mod answer;
 mod dns;
 mod event;
 mod feed;
+mod file;
 mod flap;
 mod host;
 mod parked;
@@ -16,17 +17,21 @@ mod resolv_conf;
 mod resolver;
 mod saved;
 mod schedule;
+mod srv;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use self::dns::Dns;
 pub use self::event::Event;
 use self::feed::Feeds;
+use self::resolv_conf::ResolvConfFile;
+use self::resolver::Resolver;
 use crate::model::{Cluster, Endpoint};
 
 /// Endpoints of a cluster; what is beyond it is cut, in the order of addresses.
@@ -85,7 +90,9 @@ impl Discovery {
 
     /// `port`: of the DNS servers.
     fn with_port(resolv_conf: PathBuf, state_dir: Option<PathBuf>, port: u16) -> Self {
-        Self { feeds: Feeds::new(state_dir.clone()), dns: Dns::new(resolv_conf, state_dir, port) }
+        let resolver = Arc::new(Resolver::new(ResolvConfFile::new(resolv_conf), port));
+        let feeds = Feeds::new(Arc::clone(&resolver), state_dir.clone());
+        Self { feeds, dns: Dns::new(resolver, state_dir) }
     }
 
     /// Makes the watched clusters equal to those of `clusters` whose endpoints are discovered. One that stays keeps its

@@ -4,6 +4,7 @@
 //! Nothing is cached: each call asks. The order of names, servers and attempts is glibc's, whose rules people write
 //! their `resolv.conf` for; one server at a time, so that a failure says which.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,11 +15,13 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::xfer::{DnsHandle, FirstAnswer};
 use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::proto::op::{DnsRequestOptions, Message, Query, ResponseCode};
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
 use tokio::time::timeout;
 
-use super::answer::{Answer, Failure, FailureKind, Family, HostAnswer, unusable};
+use super::answer::{
+    Answer, Failure, FailureKind, Family, HostAnswer, Service, Services, SrvAnswer, unusable,
+};
 use super::resolv_conf::{ResolvConf, ResolvConfFile};
 
 /// Aliases (CNAME) followed; longer chains are loops or mistakes.
@@ -54,14 +57,10 @@ impl Resolver {
     /// Asks for the addresses of `host`. `known` is the absolute name that answered last: where it fails, no other
     /// name of the search list may take its place.
     pub(super) async fn lookup(&self, host: &str, families: Families, known: Option<&str>) -> HostAnswer {
-        let session = Session { conf: self.file.current(), port: self.port, turn: &self.turn };
+        let session = self.session();
         let candidates = session.conf.candidates(host);
         let single = candidates.len() == 1;
-        let mut failure = candidates.is_empty().then(|| Failure {
-            kind: FailureKind::Malformed,
-            why: format!("`{host}` is no name that DNS could be asked for"),
-        });
-        let mut negative = Answer::NxDomain;
+        let mut search = Search::new(host, &candidates, known);
         for candidate in candidates {
             let (v4, v6) = tokio::join!(
                 session.ask_if(families.v4, &candidate, Family::V4),
@@ -69,30 +68,77 @@ impl Resolver {
             );
             let answers: Vec<&Answer> = [&v4, &v6].into_iter().flatten().collect();
             let found = answers.iter().any(|answer| matches!(answer, Answer::Records { .. }));
-            let failed = answers.iter().find_map(|answer| match answer {
-                Answer::Failure(failure) => Some(failure.clone()),
-                _ => None,
-            });
-            let no_data = answers.contains(&&Answer::NoData);
             let name = candidate.to_ascii();
             if found || single {
                 return HostAnswer { v4, v6, name: Some(name) };
             }
-            match failed {
-                Some(new) => {
-                    let goes_on = matches!(new.kind, FailureKind::ServFail | FailureKind::Refused)
-                        && known != Some(name.as_str());
-                    let first = failure.get_or_insert(new);
-                    if !goes_on {
-                        let answer = Answer::Failure(first.clone());
-                        return everywhere(families, &answer);
-                    }
-                }
-                None if no_data => negative = Answer::NoData,
-                None => {}
+            if !search.goes_on(&name, &answers) {
+                break;
             }
         }
-        everywhere(families, &failure.map_or(negative, Answer::Failure))
+        everywhere(families, &search.outcome())
+    }
+
+    /// Asks for the SRV records of `service`; `known` as in [`lookup`](Self::lookup).
+    pub(super) async fn lookup_srv(&self, service: &str, known: Option<&str>) -> SrvAnswer {
+        let session = self.session();
+        let candidates = session.conf.candidates(service);
+        let mut search = Search::new(service, &candidates, known);
+        for candidate in candidates {
+            let name = candidate.to_ascii();
+            match session.ask_for(&candidate, RecordType::SRV, Chain::services).await {
+                Ok(services) => return SrvAnswer::Records { services, name },
+                Err(answer) if !search.goes_on(&name, &[&answer]) => break,
+                Err(_) => {}
+            }
+        }
+        SrvAnswer::None(search.outcome())
+    }
+
+    fn session(&self) -> Session<'_> {
+        Session { conf: self.file.current(), port: self.port, turn: &self.turn }
+    }
+}
+
+/// What the names of a search list gave so far, while none has records.
+struct Search<'k> {
+    known: Option<&'k str>,
+    failure: Option<Failure>,
+    negative: Answer,
+}
+
+impl<'k> Search<'k> {
+    fn new(host: &str, candidates: &[Name], known: Option<&'k str>) -> Self {
+        let failure = candidates.is_empty().then(|| Failure {
+            kind: FailureKind::Malformed,
+            why: format!("`{host}` is no name that DNS could be asked for"),
+        });
+        Self { known, failure, negative: Answer::NxDomain }
+    }
+
+    /// Takes the answers for one name, none of them records; whether the next name is to be asked for.
+    fn goes_on(&mut self, name: &str, answers: &[&Answer]) -> bool {
+        let failed = answers.iter().find_map(|answer| match answer {
+            Answer::Failure(failure) => Some(failure),
+            _ => None,
+        });
+        match failed {
+            Some(new) => {
+                self.failure.get_or_insert_with(|| new.clone());
+                matches!(new.kind, FailureKind::ServFail | FailureKind::Refused) && self.known != Some(name)
+            }
+            None => {
+                if answers.contains(&&Answer::NoData) {
+                    self.negative = Answer::NoData;
+                }
+                true
+            }
+        }
+    }
+
+    /// A failure on the way counts more than that other names have nothing.
+    fn outcome(self) -> Answer {
+        self.failure.map_or(self.negative, Answer::Failure)
     }
 }
 
@@ -114,35 +160,47 @@ impl Session<'_> {
         if asked { Some(self.ask(name, family).await) } else { None }
     }
 
-    /// The addresses of an absolute name, its aliases followed.
+    /// The addresses of an absolute name.
     async fn ask(&self, name: &Name, family: Family) -> Answer {
         let kind = match family {
             Family::V4 => RecordType::A,
             Family::V6 => RecordType::AAAA,
         };
+        let addresses = |chain: &Chain, message: &Message| chain.addresses(message, family);
+        self.ask_for(name, kind, addresses).await.unwrap_or_else(|answer| answer)
+    }
+
+    /// The records of an absolute name, its aliases followed: what `read` makes of them, or an answer without any.
+    async fn ask_for<T>(
+        &self,
+        name: &Name,
+        kind: RecordType,
+        read: impl Fn(&Chain, &Message) -> Result<Option<T>, String>,
+    ) -> Result<T, Answer> {
         let mut chain = Chain::new(name);
         loop {
             let before = chain.names.len();
             let message = match self.exchange(chain.end(), kind).await {
-                Err(failure) => return Answer::Failure(failure),
-                Ok(Reply::Negative(answer)) => return answer,
+                Err(failure) => return Err(Answer::Failure(failure)),
+                Ok(Reply::Negative(answer)) => return Err(answer),
                 Ok(Reply::Answers(message)) => message,
             };
             if let Err(why) = chain.follow(&message) {
-                return malformed(why);
+                return Err(malformed(why));
             }
-            match chain.addresses(&message, family) {
-                Ok(Some(answer)) => return answer,
-                Err(why) => return malformed(why),
+            match read(&chain, &message) {
+                Ok(Some(records)) => return Ok(records),
+                Err(why) => return Err(malformed(why)),
                 Ok(None) if chain.names.len() == before => {
-                    return malformed(format!("the answer for {} has no {family} record of it", chain.end()));
+                    let why = format!("the answer for {} has no {kind} record of it", chain.end());
+                    return Err(malformed(why));
                 }
                 // The server has followed the aliases, and there the name is none (RFC 6604) or has no address.
                 Ok(None) if message.metadata.response_code == ResponseCode::NXDomain => {
-                    return Answer::NxDomain;
+                    return Err(Answer::NxDomain);
                 }
                 Ok(None) if message.authorities.iter().any(|record| record.record_type().is_soa()) => {
-                    return Answer::NoData;
+                    return Err(Answer::NoData);
                 }
                 Ok(None) => {}
             }
@@ -308,9 +366,13 @@ impl Chain {
 
     /// The addresses of the chain's end, if the message has records of them.
     fn addresses(&self, message: &Message, family: Family) -> Result<Option<Answer>, String> {
+        self.addresses_in(&message.answers, family)
+    }
+
+    fn addresses_in(&self, section: &[Record], family: Family) -> Result<Option<Answer>, String> {
         let mut ttl = self.ttl;
         let (mut addresses, mut refused) = (Vec::new(), Vec::new());
-        for record in message.answers.iter().filter(|record| record.name == *self.end()) {
+        for record in section.iter().filter(|record| record.name == *self.end()) {
             let address = match (&record.data, family) {
                 (RData::A(a), Family::V4) => IpAddr::V4(a.0),
                 (RData::AAAA(aaaa), Family::V6) => IpAddr::V6(aaaa.0),
@@ -333,5 +395,31 @@ impl Chain {
                 Ok(Some(Answer::Records { addresses, ttl: Duration::from_secs(ttl.into()), refused }))
             }
         }
+    }
+    /// The services of the chain's end, if the message has records of them, with the addresses that came along.
+    fn services(&self, message: &Message) -> Result<Option<Services>, String> {
+        let mut ttl = self.ttl;
+        let mut records = Vec::new();
+        for record in message.answers.iter().filter(|record| record.name == *self.end()) {
+            let RData::SRV(srv) = &record.data else { continue };
+            ttl = ttl.min(record.ttl);
+            // Compared in lower case (RFC 4343).
+            let target = srv.target.to_ascii().to_ascii_lowercase();
+            records.push(Service { priority: srv.priority, weight: srv.weight, port: srv.port, target });
+        }
+        if records.is_empty() {
+            return Ok(None);
+        }
+        records.sort();
+        records.dedup();
+        let mut along: BTreeMap<String, HostAnswer> = BTreeMap::new();
+        for record in &records {
+            let Ok(name) = Name::from_ascii(&record.target) else { continue };
+            let chain = Self::new(&name);
+            let of = |family| chain.addresses_in(&message.additionals, family).ok().flatten();
+            let answer = HostAnswer { v4: of(Family::V4), v6: of(Family::V6), name: None };
+            along.insert(record.target.clone(), answer);
+        }
+        Ok(Some(Services { records, ttl: Duration::from_secs(ttl.into()), along }))
     }
 }

@@ -17,8 +17,9 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::sleep;
 
 use self::state::{State, Step};
+use super::resolver::Resolver;
 use super::saved::{self, Saver};
-use super::{ClusterDiscovery, RefreshCounts, Update, phase};
+use super::{ClusterDiscovery, RefreshCounts, Update, file, phase, srv};
 use crate::model::{Cluster, Discovery, Endpoint};
 
 const FILE: &str = "endpoints.json";
@@ -54,6 +55,13 @@ pub(super) struct Feed {
 }
 
 impl Feed {
+    /// One by itself, and what is told by it.
+    #[cfg(test)]
+    pub(super) fn alone() -> (Self, mpsc::Receiver<(u64, Arc<str>, Report)>) {
+        let (reports, receiver) = mpsc::channel(1);
+        (Self { id: 0, cluster: "c".into(), reports }, receiver)
+    }
+
     pub(super) async fn tell(&self, report: Report) {
         // Nobody listens any more when the agent ends.
         let _ = self.reports.send((self.id, Arc::clone(&self.cluster), report)).await;
@@ -72,6 +80,7 @@ pub(super) struct Feeds {
     updates: VecDeque<Update>,
     state_dir: Option<PathBuf>,
     saver: Option<Saver<Saved>>,
+    resolver: Arc<Resolver>,
     /// Of an earlier run or of clusters that were taken out, and where that is from.
     saved: BTreeMap<String, (SavedCluster, String)>,
     started: Instant,
@@ -107,7 +116,7 @@ struct SavedEndpoint {
 
 impl Feeds {
     /// Keeps the last good endpoints in `state_dir`.
-    pub(super) fn new(state_dir: Option<PathBuf>) -> Self {
+    pub(super) fn new(resolver: Arc<Resolver>, state_dir: Option<PathBuf>) -> Self {
         let (report_to, reports) = mpsc::channel(WAITING);
         let loaded = state_dir.as_deref().and_then(|dir| saved::load::<Saved>(dir, FILE));
         let (clusters, origin) = loaded.unwrap_or_default();
@@ -121,6 +130,7 @@ impl Feeds {
             report_to,
             updates: VecDeque::new(),
             saver: None,
+            resolver,
             saved: saved.collect(),
             state_dir,
             started: Instant::now(),
@@ -190,10 +200,10 @@ impl Feeds {
     fn spawn(&mut self, name: &str, settings: &Discovery, wait: Duration) -> (u64, AbortHandle) {
         self.next_id += 1;
         let feed = Feed { id: self.next_id, cluster: name.into(), reports: self.report_to.clone() };
-        let settings = settings.clone();
+        let (settings, resolver) = (settings.clone(), Arc::clone(&self.resolver));
         let task = self.sources.spawn(async move {
             sleep(wait).await;
-            run(settings, feed).await;
+            run(settings, resolver, feed).await;
         });
         self.tasks.insert(task.id(), name.to_owned());
         (self.next_id, task)
@@ -329,12 +339,16 @@ impl From<SavedEndpoint> for Endpoint {
 fn source_of(discovery: &Discovery) -> Option<String> {
     match discovery {
         Discovery::Static(_) | Discovery::StrictDns(_) => None,
+        Discovery::Srv(srv) => Some(format!("srv {}", srv.name)),
+        Discovery::File(file) => Some(format!("file {}, {}", file.path.display(), file.cluster_name)),
     }
 }
 
 /// Watches a source for ever.
-async fn run(settings: Discovery, feed: Feed) {
+async fn run(settings: Discovery, resolver: Arc<Resolver>, feed: Feed) {
     match settings {
         Discovery::Static(_) | Discovery::StrictDns(_) => {}
+        Discovery::Srv(settings) => srv::run(settings, resolver, feed).await,
+        Discovery::File(settings) => file::run(settings, feed).await,
     }
 }

@@ -1,8 +1,10 @@
 //! The state machine on a virtual clock, the resolver and the service against a DNS server of this process.
 
+mod file;
 mod machine;
 mod resolving;
 mod serving;
+mod srv;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
