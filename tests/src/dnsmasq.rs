@@ -44,21 +44,7 @@ impl Dnsmasq {
         fs::create_dir_all(&directory)?;
         let failing = FailingServer::start(namespace, address)?;
         write_files(&directory, &[], &failing.servers(Unknown::Absent))?;
-        let log = fs::File::create(directory.join("log"))?;
-        let child = namespace
-            .command("dnsmasq")
-            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file"])
-            // Nothing of the machine's own, and no answers from memory.
-            .args(["--no-resolv", "--no-hosts", "--cache-size=0"])
-            .args(["--log-facility=-", "--log-queries", "--bind-interfaces"])
-            .arg(format!("--listen-address={address}"))
-            .arg(format!("--addn-hosts={}", directory.join("hosts").display()))
-            .arg(format!("--servers-file={}", directory.join("servers").display()))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("cannot start dnsmasq (`cargo xtask setup` installs it)")?;
+        let child = spawn(namespace, address, &directory, &[])?;
         let dnsmasq = Self { address, child, directory, failing };
         dnsmasq.wait_read(0)?;
         Ok(dnsmasq)
@@ -71,6 +57,17 @@ impl Dnsmasq {
         write_files(&self.directory, records, &self.failing.servers(unknown))?;
         // It reads both files again.
         kill_process(self.pid(), Signal::HUP)?;
+        self.wait_read(before)
+    }
+
+    /// These are its SRV records from now on, each as `--srv-host` takes it: a service and, separated by commas, a
+    /// target, a port, a priority and a weight. Other records stay. It starts anew for that, so for a moment nobody is
+    /// there.
+    pub fn set_services(&mut self, namespace: &Namespace, services: &[&str]) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let before = self.times_read();
+        self.child = spawn(namespace, self.address, &self.directory, services)?;
         self.wait_read(before)
     }
 
@@ -115,6 +112,26 @@ impl Drop for Dnsmasq {
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// With the files of `directory`.
+fn spawn(namespace: &Namespace, address: IpAddr, directory: &Path, services: &[&str]) -> Result<Child> {
+    let log = fs::File::options().create(true).append(true).open(directory.join("log"))?;
+    namespace
+        .command("dnsmasq")
+        .args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file"])
+        // Nothing of the machine's own, and no answers from memory.
+        .args(["--no-resolv", "--no-hosts", "--cache-size=0"])
+        .args(["--log-facility=-", "--log-queries", "--bind-interfaces"])
+        .arg(format!("--listen-address={address}"))
+        .arg(format!("--addn-hosts={}", directory.join("hosts").display()))
+        .arg(format!("--servers-file={}", directory.join("servers").display()))
+        .args(services.iter().map(|service| format!("--srv-host={service}")))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("cannot start dnsmasq (`cargo xtask setup` installs it)")
 }
 
 fn write_files(directory: &Path, records: &[(&str, IpAddr)], servers: &str) -> Result<()> {
