@@ -122,6 +122,10 @@ pub struct Run {
     /// The zone of that node, as endpoints name theirs; by default $NODE_ZONE.
     #[arg(long, value_name = "NAME")]
     pub node_zone: Option<String>,
+    /// Read the configuration file again when its content changes, as with SIGHUP. What the path leads to counts, so that a
+    /// mounted ConfigMap is followed.
+    #[arg(long)]
+    pub watch_config: bool,
     /// On SIGTERM, go at once and leave programs, links and maps to the next agent.
     #[arg(long)]
     pub leave_datapath: bool,

@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 /// From one look to the next. What changed has settled when two looks show the same, so it is told within two of them.
@@ -39,6 +40,23 @@ type Stamp = Option<[i128; 7]>;
 
 /// Of the file's bytes; an error is one that reading met.
 type Content = Result<u64, io::ErrorKind>;
+
+/// Says each time that what is watched has changed; never without a watch. A task of its own looks at it, since a look takes
+/// longer than a loop with other things to do waits. Needs a tokio runtime.
+pub fn follow(watch: Option<FileWatch>) -> mpsc::Receiver<()> {
+    // One that was not heard yet stands for all.
+    let (changed, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let Some(mut watch) = watch else { return changed.closed().await };
+        loop {
+            watch.changed().await;
+            if let Err(mpsc::error::TrySendError::Closed(())) = changed.try_send(()) {
+                return;
+            }
+        }
+    });
+    receiver
+}
 
 impl FileWatch {
     /// What the path leads to now is what changes are from.

@@ -11,6 +11,7 @@ use lb_userspace::agent::{self, Options, kernel_side};
 use lb_userspace::cli::{Cli, Command, Maps, Output, Places, Run};
 use lb_userspace::datapath::object::Pins;
 use lb_userspace::explain::{Names, Packet, explain};
+use lb_userspace::file_watch::FileWatch;
 use lb_userspace::model::Locality;
 use lb_userspace::{config, desired, flows, maps, net, views};
 
@@ -97,6 +98,8 @@ fn run_agent(run: Run, places: Places) -> Result<()> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .format_target(false)
         .init();
+    // Before the file is read, so that no change of it is missed.
+    let watch = run.watch_config.then(|| FileWatch::new(run.config.clone()));
     let loaded = config::load(&run.config)?;
     for warning in &loaded.warnings {
         log::warn!("{warning}");
@@ -115,7 +118,7 @@ fn run_agent(run: Run, places: Places) -> Result<()> {
         leave_datapath: run.leave_datapath,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(agent::run(loaded, options));
+    let result = runtime.block_on(agent::run(loaded, options, watch));
     // Connections that are still proxied end with the process.
     runtime.shutdown_background();
     result

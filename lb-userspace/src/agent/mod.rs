@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::access_log::{AccessLogs, check_writable};
@@ -48,6 +49,7 @@ use crate::config::{ConfigErrors, Loaded, Place};
 use crate::connections::Connections;
 use crate::discovery::Discovery;
 use crate::endpoints::{Endpoints, Name, Out};
+use crate::file_watch::{self, FileWatch};
 use crate::model::{AccessLog, Cluster, Config, Locality, Mode};
 use crate::net::{self, Changes, Finding, Resets, Snapshot, Watch};
 use crate::proxy::{Balancer, Proxy, ProxyListener};
@@ -147,8 +149,8 @@ impl Signals {
     }
 }
 
-/// Runs the agent until it is told to stop.
-pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
+/// Runs the agent until it is told to stop. `config_watch`: by which it learns that the configuration file has changed.
+pub async fn run(loaded: Loaded, options: Options, config_watch: Option<FileWatch>) -> Result<()> {
     raise_file_limit();
     // From here on, so that one that comes during the start does not end it half-way.
     let mut signals = Signals::new()?;
@@ -202,7 +204,7 @@ pub async fn run(loaded: Loaded, options: Options) -> Result<()> {
     agent.changes.count(&Config::default(), &agent.config);
     agent.start().await?;
     log::info!("ready: {}", agent.summary());
-    agent.serve(&mut watch, &mut admin, &mut signals).await?;
+    agent.serve(&mut watch, &mut admin, &mut signals, file_watch::follow(config_watch)).await?;
     agent.stop(&mut watch, admin).await
 }
 
@@ -218,6 +220,7 @@ impl Agent {
         watch: &mut Watch,
         admin: &mut AdminSocket,
         signals: &mut Signals,
+        mut edited: mpsc::Receiver<()>,
     ) -> Result<()> {
         let mut housekeeping = interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -228,6 +231,7 @@ impl Agent {
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
                 _ = signals.hangup.recv() => self.reload().await,
+                Some(()) = edited.recv() => self.reload().await,
                 _ = signals.reopen.recv() => self.connections.logs.reopen(),
                 Some(request) = asked(&mut self.admin_http) => {
                     let view = self.view(request.only_server());
