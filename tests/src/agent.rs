@@ -141,6 +141,11 @@ impl Agent {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
+    /// Its configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.join("headgate.yaml")
+    }
+
     /// Its directory in the BPF file system.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
