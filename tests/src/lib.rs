@@ -2,8 +2,8 @@
 //! agent under test in the middle. And that for tests of the loaded programs with one packet at a time: [`prog`].
 //!
 //! Needs root and Linux 6.18 or any other kernel with veth, HTB and `cls_bpf`; `cargo xtask setup` installs the
-//! programs it runs (iproute2, ethtool, util-linux, nginx, dnsmasq, Envoy, curl, wrk, nghttp2's clients). Whatever a
-//! test makes is named after its process and goes when the test ends, also by a panic.
+//! programs it runs (iproute2, ethtool, util-linux, nginx, dnsmasq, Envoy, kubectl, curl, wrk, nghttp2's clients).
+//! Whatever a test makes is named after its process and goes when the test ends, also by a panic.
 
 pub mod agent;
 pub mod app;

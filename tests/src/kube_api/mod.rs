@@ -1,5 +1,5 @@
-//! A Kubernetes API server that does what a test says: it has EndpointSlices, Services, Nodes and Namespaces, lists and watches as
-//! the real one does, fails in the ways the real one does, and records what it was asked.
+//! A Kubernetes API server that does what a test says: it has EndpointSlices, Services, Nodes and Namespaces, lists and
+//! watches as the real one does, fails in the ways the real one does, and records what it was asked.
 //!
 //! It speaks HTTPS (HTTP/1.1 and HTTP/2) with a certificate of an authority of its own, and knows one bearer token.
 //! What it answers follows the "Kubernetes API Concepts" of the Kubernetes documentation, as a server without
@@ -148,7 +148,8 @@ impl KubeApi {
         self.put(Resource::Nodes, objects::node(name, zone))
     }
 
-    /// Creates or replaces an object with any fields, also with such as no real server has. Its namespace comes with it.
+    /// Creates or replaces an object with any fields, also with such as no real server has. Its namespace comes with
+    /// it.
     pub fn put(&self, resource: Resource, object: Value) -> Result<()> {
         let mut state = self.shared.lock();
         let State { store, watches, .. } = &mut *state;

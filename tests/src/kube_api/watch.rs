@@ -33,6 +33,8 @@ struct Running {
     selection: Selection,
     /// Whether the client takes bookmarks.
     bookmarks: bool,
+    /// The head of the answer and the first events are on their way.
+    begun: bool,
     /// It hears of nothing any more.
     frozen: bool,
     /// Dropping it ends the answer as it should end.
@@ -50,6 +52,7 @@ enum Piece {
 #[derive(Debug)]
 pub(super) struct WatchBody {
     id: u64,
+    begun: bool,
     receiver: UnboundedReceiver<Piece>,
     end: Pin<Box<Sleep>>,
     shared: Arc<Shared>,
@@ -70,7 +73,7 @@ impl Watches {
             // Its receiver is right here.
             let _ = sender.send(line(kind, &object));
         }
-        self.running.insert(body.id, Running { selection, bookmarks, frozen: false, sender });
+        self.running.insert(body.id, Running { selection, bookmarks, begun: false, frozen: false, sender });
         body
     }
 
@@ -90,11 +93,19 @@ impl Watches {
         let id = self.next_id;
         self.next_id += 1;
         let end = Box::pin(sleep(timeout.unwrap_or(TIMEOUT)));
-        (sender, WatchBody { id, receiver, end, shared: shared.clone() })
+        (sender, WatchBody { id, begun: false, receiver, end, shared: shared.clone() })
     }
 
+    /// Those that a client knows to run. What ends them before would end them without an answer.
     pub(super) fn count(&self, resource: Resource) -> usize {
-        self.running.values().filter(|watch| watch.selection.resource == resource).count()
+        let begun = self.running.values().filter(|watch| watch.begun);
+        begun.filter(|watch| watch.selection.resource == resource).count()
+    }
+
+    fn begin(&mut self, id: u64) {
+        if let Some(watch) = self.running.get_mut(&id) {
+            watch.begun = true;
+        }
     }
 
     pub(super) fn tell(&self, change: &Change) {
@@ -168,7 +179,14 @@ impl Body for WatchBody {
                 "the test cut the watch",
             )))),
             Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => self.end.as_mut().poll(context).map(|()| None),
+            Poll::Pending => {
+                // hyper writes out what it has before it asks again.
+                if !self.begun {
+                    self.begun = true;
+                    self.shared.lock().watches.begin(self.id);
+                }
+                self.end.as_mut().poll(context).map(|()| None)
+            }
         }
     }
 }
