@@ -52,6 +52,7 @@ fn cluster_config(cluster: &Cluster) -> ClusterConfig {
             let path = file.path.display().to_string();
             (None, Some(EndpointFileConfig { path, service_name: file.cluster_name.clone() }), Vec::new())
         }
+        Discovery::Kubernetes(_) => (None, None, Vec::new()),
     };
     let lb_policy = match cluster.lb_policy {
         LbPolicy::RoundRobin => "ROUND_ROBIN",

@@ -174,14 +174,16 @@ pub enum Discovery {
     StrictDns(StrictDns),
     Srv(Srv),
     File(EndpointFile),
+    Kubernetes(Kubernetes),
 }
 
 impl Discovery {
-    /// The families that DNS is asked for; `None` where it is not asked.
+    /// The families of its endpoints; `None` where nobody asks for them by family.
     pub fn family(&self) -> Option<DnsFamily> {
         match self {
             Self::StrictDns(dns) => Some(dns.family),
             Self::Srv(srv) => Some(srv.refresh.family),
+            Self::Kubernetes(kubernetes) => Some(kubernetes.family),
             Self::Static(_) | Self::File(_) => None,
         }
     }
@@ -288,6 +290,29 @@ pub enum DnsFamily {
     V6,
     /// Both are asked, and every listener uses all.
     All,
+}
+
+/// Endpoints of a Service, from its EndpointSlices (`discovery.k8s.io/v1`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes {
+    pub namespace: String,
+    pub service: String,
+    /// `None`: the only one that the EndpointSlices have.
+    pub port: Option<KubernetesPort>,
+    /// Of the addresses that are used; as with DNS, `Auto` leaves the choice to each listener.
+    pub family: DnsFamily,
+    /// How to get to the API server. `None`: as a pod does, and outside of pods by `$KUBECONFIG` or `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
+    /// Of the kubeconfig; `None`: its current one.
+    pub context: Option<String>,
+}
+
+/// A port as EndpointSlices have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KubernetesPort {
+    Name(String),
+    /// The target port, where the endpoints listen, not that of the Service.
+    Number(u16),
 }
 
 /// One backend of a cluster.

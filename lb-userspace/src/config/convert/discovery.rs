@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::writer::{Writer, quoted};
 use crate::config::discovery::REFRESH_RATE;
-use crate::model::{Backoff, Cluster, Discovery, DnsFamily, DnsHost, DnsRefresh, Endpoint, ProbePlace};
+use crate::model::{
+    Backoff, Cluster, Discovery, DnsFamily, DnsHost, DnsRefresh, Endpoint, Kubernetes, KubernetesPort,
+    ProbePlace,
+};
 
 pub(super) fn write(writer: &mut Writer, cluster: &Cluster) {
     match &cluster.discovery {
@@ -31,6 +34,7 @@ pub(super) fn write(writer: &mut Writer, cluster: &Cluster) {
                 writer.text("cluster_name", &file.cluster_name);
             }
         }
+        Discovery::Kubernetes(kubernetes) => write_kubernetes(writer, kubernetes),
     }
 }
 
@@ -55,6 +59,29 @@ fn refresh(writer: &mut Writer, refresh: &DnsRefresh) {
     if *hold_nx != Duration::ZERO {
         writer.duration("hold_nx", *hold_nx);
     }
+    write_family(writer, *family);
+}
+
+fn write_kubernetes(writer: &mut Writer, kubernetes: &Kubernetes) {
+    let Kubernetes { namespace, service, port, family, kubeconfig, context } = kubernetes;
+    writer.text("type", "kubernetes");
+    writer.text("namespace", namespace);
+    writer.text("service", service);
+    match port {
+        None => {}
+        Some(KubernetesPort::Name(name)) => writer.text("port", name),
+        Some(KubernetesPort::Number(number)) => writer.number("port", u32::from(*number)),
+    }
+    write_family(writer, *family);
+    if let Some(path) = kubeconfig {
+        writer.text("kubeconfig", &path.to_string_lossy());
+    }
+    if let Some(context) = context {
+        writer.text("context", context);
+    }
+}
+
+fn write_family(writer: &mut Writer, family: DnsFamily) {
     match family {
         DnsFamily::Auto => {}
         DnsFamily::V4 => writer.text("family", "v4"),

@@ -18,7 +18,7 @@ pub(in crate::config) const MIN_REFRESH: Duration = Duration::from_millis(100);
 /// Envoy's default of the longest wait after failures, in base intervals.
 pub(in crate::config) const BACKOFF_FACTOR: u32 = 10;
 
-const FAMILIES: [(&str, DnsFamily); 4] =
+pub(super) const FAMILIES: [(&str, DnsFamily); 4] =
     [("auto", DnsFamily::Auto), ("v4", DnsFamily::V4), ("v6", DnsFamily::V6), ("all", DnsFamily::All)];
 
 pub(super) fn read(fields: &Fields<'_>, logical: bool, report: &mut Report) -> Option<StrictDns> {

@@ -1,7 +1,9 @@
-//! `discovery:` of a cluster. Of its types, `dns` reads those that have names of hosts, `srv` and `file` theirs.
+//! `discovery:` of a cluster. Of its types, `dns` reads those that have names of hosts, `srv`, `file` and
+//! `kubernetes` theirs.
 
 mod dns;
 mod file;
+mod kubernetes;
 mod srv;
 
 use std::net::SocketAddr;
@@ -18,20 +20,22 @@ enum Kind {
     LogicalDns,
     Srv,
     File,
+    Kubernetes,
 }
 
-const KINDS: [(&str, Kind); 5] = [
+const KINDS: [(&str, Kind); 6] = [
     ("static", Kind::Static),
     ("strict_dns", Kind::StrictDns),
     ("logical_dns", Kind::LogicalDns),
     ("srv", Kind::Srv),
     ("file", Kind::File),
+    ("kubernetes", Kind::Kubernetes),
 ];
 
 const DNS: &[Kind] = &[Kind::StrictDns, Kind::LogicalDns, Kind::Srv];
 
 /// The keys besides `type`, and the types that have them.
-const KEYS: [(&str, &[Kind]); 10] = [
+const KEYS: [(&str, &[Kind]); 15] = [
     ("hosts", &[Kind::Static, Kind::StrictDns, Kind::LogicalDns]),
     ("name", &[Kind::Srv]),
     ("path", &[Kind::File]),
@@ -41,7 +45,12 @@ const KEYS: [(&str, &[Kind]); 10] = [
     ("jitter", DNS),
     ("failure_backoff", DNS),
     ("hold_nx", DNS),
-    ("family", DNS),
+    ("family", &[Kind::StrictDns, Kind::LogicalDns, Kind::Srv, Kind::Kubernetes]),
+    ("namespace", &[Kind::Kubernetes]),
+    ("service", &[Kind::Kubernetes]),
+    ("port", &[Kind::Kubernetes]),
+    ("kubeconfig", &[Kind::Kubernetes]),
+    ("context", &[Kind::Kubernetes]),
 ];
 
 /// Of the cluster `cluster`, whose name may have been refused. `None` with something in `report`.
@@ -62,6 +71,7 @@ pub(super) fn read(entry: &Entry<'_>, cluster: Option<&str>, report: &mut Report
         Kind::StrictDns => dns::read(&fields, false, report).map(Discovery::StrictDns),
         Kind::LogicalDns => dns::read(&fields, true, report).map(Discovery::StrictDns),
         Kind::Srv => srv::read(&fields, report).map(Discovery::Srv),
+        Kind::Kubernetes => kubernetes::read(&fields, report).map(Discovery::Kubernetes),
         Kind::File => file::read(&fields, cluster, report).map(Discovery::File),
     }
 }

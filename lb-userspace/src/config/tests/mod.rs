@@ -1,4 +1,4 @@
-//! Whole files; `discovery` has what is of DNS, `health` what is of health checks, `observed` the admin port and the
+//! Whole files; `discovery` has what is of DNS, `kubernetes` what is of EndpointSlices, `health` what is of health checks, `observed` the admin port and the
 //! logs, `refused` the classes of bad input, `bounds` what is too large, `convert` what Envoy's files become
 //! (`bootstraps` and `health_keys` make some up).
 
@@ -9,6 +9,7 @@ mod discovery;
 mod endpoint_file;
 mod health;
 mod health_keys;
+mod kubernetes;
 mod observed;
 mod refused;
 
