@@ -100,6 +100,9 @@ fn run_agent(run: Run, places: Places) -> Result<()> {
         .init();
     // Before the file is read, so that no change of it is missed.
     let watch = run.watch_config.then(|| FileWatch::new(run.config.clone()));
+    // Libraries report to `tracing`, which hands that on to the log where nobody else listens. The agent says itself what
+    // went wrong, and with which cluster.
+    let _ = tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new());
     let loaded = config::load(&run.config)?;
     for warning in &loaded.warnings {
         log::warn!("{warning}");

@@ -11,6 +11,7 @@ mod feed;
 mod file;
 mod flap;
 mod host;
+mod kubernetes;
 mod parked;
 mod phase;
 mod resolv_conf;

@@ -19,8 +19,8 @@ use tokio::time::sleep;
 use self::state::{State, Step};
 use super::resolver::Resolver;
 use super::saved::{self, Saver};
-use super::{ClusterDiscovery, RefreshCounts, Update, file, phase, srv};
-use crate::model::{Cluster, Discovery, Endpoint};
+use super::{ClusterDiscovery, RefreshCounts, Update, file, kubernetes, phase, srv};
+use crate::model::{Cluster, Discovery, Endpoint, KubernetesPort};
 
 const FILE: &str = "endpoints.json";
 /// Reports that wait to be absorbed; a source waits, too, when there are more.
@@ -340,6 +340,14 @@ fn source_of(discovery: &Discovery) -> Option<String> {
     match discovery {
         Discovery::Static(_) | Discovery::StrictDns(_) => None,
         Discovery::Srv(srv) => Some(format!("srv {}", srv.name)),
+        Discovery::Kubernetes(of) => {
+            let port = match &of.port {
+                None => String::new(),
+                Some(KubernetesPort::Name(name)) => format!(", port {name}"),
+                Some(KubernetesPort::Number(number)) => format!(", port {number}"),
+            };
+            Some(format!("Service {}/{}{port}", of.namespace, of.service))
+        }
         Discovery::File(file) => Some(format!("file {}, {}", file.path.display(), file.cluster_name)),
     }
 }
@@ -349,6 +357,7 @@ async fn run(settings: Discovery, resolver: Arc<Resolver>, feed: Feed) {
     match settings {
         Discovery::Static(_) | Discovery::StrictDns(_) => {}
         Discovery::Srv(settings) => srv::run(settings, resolver, feed).await,
+        Discovery::Kubernetes(settings) => kubernetes::run(settings, feed).await,
         Discovery::File(settings) => file::run(settings, feed).await,
     }
 }

@@ -168,10 +168,10 @@ fn code(query: &Message, over: Over, code: ResponseCode) -> Reaction {
 }
 
 /// A directory of its own, gone with this value.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("headgate-discovery-{}-{number}", std::process::id()));
