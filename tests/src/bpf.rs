@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cmd::run;
 
 /// Where the BPF file system is mounted.
-pub const BPFFS: &str = "/sys/fs/bpf";
+pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 
 /// Mounts the BPF file system where it is missing.
 pub(crate) fn ensure_bpffs() -> Result<()> {

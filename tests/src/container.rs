@@ -2,6 +2,7 @@
 //! mounts, the capabilities of the DaemonSet, `no_new_privs`, and process ids of its own. By bubblewrap, which needs no
 //! control groups, unlike the usual runtimes.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,10 +12,12 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-pub use crate::bpf::BPFFS;
-use crate::bpf::ensure_bpffs;
+use crate::agent;
+use crate::bpf::{BPFFS, ensure_bpffs};
 use crate::cmd::{output, wait_for};
-use crate::netns::Namespace;
+use crate::kube_api::ServiceAccount;
+use crate::netns;
+use crate::topology::Topology;
 
 /// What the DaemonSet gives it.
 const CAPABILITIES: [&str; 5] =
@@ -77,26 +80,22 @@ pub struct Container {
 }
 
 impl Container {
-    /// Starts the image's command with more arguments in a namespace's network: of the node's file systems it sees bpffs,
-    /// `run` as `/run/headgate` and `config` as `/etc/headgate`, and it has no environment.
-    pub fn start(
-        image: &Image,
-        host: &Namespace,
-        run: &Path,
-        config: &Path,
-        arguments: &[&str],
-    ) -> Result<Self> {
+    /// Starts the image's command with more arguments in the node's network. Of the node's file systems it sees bpffs, the
+    /// run directory and the configuration; `options` of bwrap may add to that. It has no environment but what these set.
+    fn start(image: &Image, node: &Node, options: &[OsString]) -> Result<Self> {
         ensure_bpffs()?;
         let log = image.directory.join("log");
         let output = File::options().create(true).append(true).open(&log)?;
-        let mut command = host.command("bwrap");
+        let [run, config] = ["run", "config"].map(|name| node.directory.join(name));
+        let mut command = netns::command(&node.namespace, "bwrap");
         command.arg("--ro-bind").arg(image.root()).arg("/").args(["--proc", "/proc", "--dev", "/dev"]);
         command.args(["--ro-bind", "/sys", "/sys", "--bind", BPFFS, "/sys/fs/bpf"]);
         command.arg("--bind").arg(run).arg("/run/headgate").arg("--ro-bind").arg(config).arg("/etc/headgate");
+        command.arg("--clearenv").args(options);
         command.args(["--remount-ro", "/", "--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts"]);
-        command.args(["--clearenv", "--chdir", "/", "--die-with-parent", "--cap-drop", "ALL"]);
+        command.args(["--chdir", "/", "--die-with-parent", "--cap-drop", "ALL"]);
         command.args(CAPABILITIES.iter().flat_map(|capability| ["--cap-add", capability]));
-        command.arg("--").args(&image.command).args(arguments);
+        command.arg("--").args(&image.command).arg("--bpffs").arg(&node.bpffs);
         let began = Instant::now();
         let child = command
             .stdin(Stdio::null())
@@ -143,6 +142,59 @@ impl Drop for Container {
         // The agent dies with it.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// What a node has of the agent. Dropping it takes away what was pinned.
+#[derive(Debug)]
+pub struct Node {
+    directory: PathBuf,
+    bpffs: PathBuf,
+    namespace: String,
+}
+
+impl Node {
+    /// The balancer of a topology, with this configuration.
+    pub fn new(topology: &Topology, config: &str) -> Result<Self> {
+        let directory = std::env::temp_dir().join(format!("{}-node", topology.name));
+        fs::create_dir_all(directory.join("run"))?;
+        fs::create_dir_all(directory.join("config"))?;
+        fs::write(directory.join("config/headgate.yaml"), config)?;
+        let bpffs = Path::new(BPFFS).join(format!("{}-node", topology.name));
+        Ok(Self { directory, bpffs, namespace: topology.lb.name().to_owned() })
+    }
+
+    /// Starts the image on it.
+    pub fn start(&self, image: &Image) -> Result<Container> {
+        Container::start(image, self, &[])
+    }
+
+    /// The same with what a pod has of its service account.
+    pub fn start_in_cluster(&self, image: &Image, account: &ServiceAccount) -> Result<Container> {
+        // The image has no place to mount it; a container runtime would make one.
+        let mut options: Vec<OsString> = ["--tmpfs", "/var", "--ro-bind"].map(Into::into).into();
+        options.extend([account.path().into(), ServiceAccount::MOUNT.into()]);
+        for (name, value) in account.environment() {
+            options.extend(["--setenv".into(), name.into(), value.into()]);
+        }
+        Container::start(image, self, &options)
+    }
+
+    /// A command of the agent's own build, which finds the container by what they share; its stdout.
+    pub fn headgate(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = netns::command(&self.namespace, agent::headgate()?);
+        command.args(arguments).arg("--bpffs").arg(&self.bpffs);
+        output(command.arg("--run-dir").arg(self.directory.join("run")))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Err(error) = self.headgate(&["unload"]) {
+            eprintln!("{error:#}");
+        }
+        let _ = fs::remove_dir_all(&self.bpffs);
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 

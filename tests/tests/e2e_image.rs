@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lb_tests::agent::{self, config};
-use lb_tests::cmd::{output, wait_for};
-use lb_tests::container::{BPFFS, Container, Image};
-use lb_tests::netns::{self, Namespace};
+use lb_tests::agent::config;
+use lb_tests::cmd::wait_for;
+use lb_tests::container::{Container, Image, Node};
+use lb_tests::netns::Namespace;
 use lb_tests::payload::Payload;
 use lb_tests::scenario::{Setup, start_nginx, transfer};
 use lb_tests::topology::{Family, Topology, xdp_modes};
@@ -56,9 +56,10 @@ fn the_image_serves(setup: Setup) {
     let topology = Topology::new(&setup.options()).unwrap();
     let nginx = start_nginx(&topology, Some(&payload)).unwrap();
     let image = Image::unpack(&topology.name).unwrap();
-    let node = Node::new(&topology, setup);
+    let config = format!("admin: {{ address: {ADMIN} }}\n{}", config(setup.rung().name(), &topology));
+    let node = Node::new(&topology, &config).unwrap();
 
-    let mut container = node.start(&image, &topology.lb);
+    let mut container = node.start(&image).unwrap();
     wait_ready(&topology.lb, &mut container).unwrap();
     println!(
         "{}: ready {} ms after its start; the image is {:.1} MiB",
@@ -70,57 +71,16 @@ fn the_image_serves(setup: Setup) {
     transfer(&topology.client, &nginx, Family::V6.vip(), &payload).unwrap();
     let native = xdp_modes(&topology.lb).unwrap().into_values().filter(|mode| *mode == 1).count();
     assert_eq!(native > 0, setup == Setup::Xdp, "{}", container.log());
-    let status: serde_json::Value = serde_json::from_str(&node.headgate(&["status", "--json"])).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&node.headgate(&["status", "--json"]).unwrap()).unwrap();
     assert_eq!(status["mode"], setup.rung().name(), "{status}");
     container.terminate().unwrap();
 
     // As a rollout has it.
-    let mut next = node.start(&image, &topology.lb);
+    let mut next = node.start(&image).unwrap();
     wait_ready(&topology.lb, &mut next).unwrap();
     transfer(&topology.client, &nginx, Family::V4.vip(), &payload).unwrap();
     next.terminate().unwrap();
-}
-
-/// What a node has of it. Dropping it takes away what was pinned.
-struct Node {
-    directory: PathBuf,
-    bpffs: PathBuf,
-    namespace: String,
-}
-
-impl Node {
-    fn new(topology: &Topology, setup: Setup) -> Self {
-        let directory = std::env::temp_dir().join(format!("{}-node", topology.name));
-        fs::create_dir_all(directory.join("run")).unwrap();
-        fs::create_dir_all(directory.join("config")).unwrap();
-        let text = format!("admin: {{ address: {ADMIN} }}\n{}", config(setup.rung().name(), topology));
-        fs::write(directory.join("config/headgate.yaml"), text).unwrap();
-        let bpffs = Path::new(BPFFS).join(format!("{}-node", topology.name));
-        Self { directory, bpffs, namespace: topology.lb.name().to_owned() }
-    }
-
-    fn start(&self, image: &Image, lb: &Namespace) -> Container {
-        let [run, config] = ["run", "config"].map(|name| self.directory.join(name));
-        let bpffs = self.bpffs.to_str().unwrap();
-        Container::start(image, lb, &run, &config, &["--bpffs", bpffs]).unwrap()
-    }
-
-    /// A command of the agent's own build, which finds the container by what they share.
-    fn headgate(&self, arguments: &[&str]) -> String {
-        let mut command = netns::command(&self.namespace, agent::headgate().unwrap());
-        command.args(arguments).arg("--bpffs").arg(&self.bpffs);
-        output(command.arg("--run-dir").arg(self.directory.join("run"))).unwrap()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.headgate(&["unload"]);
-        }
-        let _ = fs::remove_dir_all(&self.bpffs);
-        let _ = fs::remove_dir_all(&self.directory);
-    }
 }
 
 fn wait_ready(lb: &Namespace, container: &mut Container) -> Result<()> {

@@ -21,6 +21,8 @@ pub(super) struct State {
     endpoints: Vec<Endpoint>,
     phase: Phase,
     why: String,
+    /// What the source said with its last answer.
+    said: String,
     /// Where the saved endpoints are from.
     origin: Option<String>,
     refused: BTreeSet<SocketAddr>,
@@ -42,6 +44,7 @@ impl State {
             endpoints: Vec::new(),
             phase: Phase::Unresolved,
             why: "not answered yet".to_owned(),
+            said: String::new(),
             origin: None,
             refused: BTreeSet::new(),
             cut: false,
@@ -58,7 +61,7 @@ impl State {
         let mut step = self.set(endpoints, &BTreeMap::new(), &origin);
         let why = format!("{origin}, until its source answers");
         self.origin = Some(origin);
-        self.turn(Phase::Saved, why, &mut step);
+        self.turn(Phase::Saved, why, true, &mut step);
         step
     }
 
@@ -68,10 +71,12 @@ impl State {
             Report::Endpoints { endpoints, left, why } => {
                 (self.last_answer, self.origin) = (Some(now), None);
                 let mut step = self.set(endpoints, &left, &why);
+                // How many there are is no news of the cluster, unlike what else is said of them.
+                let is_news = std::mem::replace(&mut self.said, why.clone()) != why;
                 let count = self.endpoints.len();
                 match count {
-                    0 => self.turn(Phase::Empty, format!("none {why}"), &mut step),
-                    _ => self.turn(Phase::Resolved, format!("{count} endpoints {why}"), &mut step),
+                    0 => self.turn(Phase::Empty, format!("none {why}"), is_news, &mut step),
+                    _ => self.turn(Phase::Resolved, format!("{count} endpoints {why}"), is_news, &mut step),
                 }
                 step
             }
@@ -88,7 +93,8 @@ impl State {
                     None => (Phase::Unresolved, failure),
                 };
                 let mut step = Step::default();
-                self.turn(phase, why, &mut step);
+                let is_news = why != self.why;
+                self.turn(phase, why, is_news, &mut step);
                 step
             }
         }
@@ -130,14 +136,9 @@ impl State {
         step
     }
 
-    /// What is told again and again alike is told once.
-    fn turn(&mut self, phase: Phase, why: String, step: &mut Step) {
-        let is_news = match phase {
-            // How many there are is no news of the cluster.
-            Phase::Resolved => phase != self.phase,
-            _ => phase != self.phase || why != self.why,
-        };
-        if is_news {
+    /// What is told again and again alike is told once: `is_news` if it is not.
+    fn turn(&mut self, phase: Phase, why: String, is_news: bool, step: &mut Step) {
+        if phase != self.phase || is_news {
             step.transitions.push(Transition::of_cluster(self.phase, phase, why.clone()));
         }
         (self.phase, self.why) = (phase, why);
@@ -211,6 +212,23 @@ mod tests {
             ["192.0.2.3:80 healthy>draining: not in F any more", "- resolved>empty: none in F"]
         );
         assert!(state.is_known() && state.endpoints().is_empty());
+    }
+
+    #[test]
+    fn what_is_said_of_all_is_told_when_it_changes() {
+        let mut state = State::new();
+        let said = |why: &str| Report::Endpoints {
+            endpoints: vec![endpoint(1)],
+            left: BTreeMap::new(),
+            why: why.to_owned(),
+        };
+        state.absorb(AT, said("in F"));
+        let last_resort = "in F; none is ready, so those that end are used";
+        assert_eq!(
+            shown(&state.absorb(AT, said(last_resort))),
+            [format!("- resolved>resolved: 1 endpoints {last_resort}")]
+        );
+        assert!(state.absorb(AT, said(last_resort)).transitions.is_empty());
     }
 
     #[test]
