@@ -46,6 +46,8 @@ pub enum Command {
     },
     /// What the running agent does, where, and why.
     Status(Output),
+    /// Whether new connections should come to this node: exit code 0, or 1 with the reason. For the track script of a VIP.
+    Ready,
     /// The backends and the connections that they got, by the rung that carried them.
     Backends(Output),
     /// The connections that are open.

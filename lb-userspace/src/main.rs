@@ -44,6 +44,7 @@ fn execute(cli: Cli) -> Result<()> {
             let status = admin::read(&places.run_dir, &Question::Status)?;
             if output.json { pretty(&status)? } else { views::status(&status) }
         }
+        Command::Ready => admin::read::<String>(&places.run_dir, &Question::Ready)? + "\n",
         Command::Drain { what, force } => {
             let question = match what.backend {
                 Some(backend) => Question::Drain { backend, cluster: what.cluster, force },

@@ -37,6 +37,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub enum Question {
     Status,
+    /// Whether new connections should come here; a refusal says why not.
+    Ready,
     Backends,
     Flows {
         filter: FlowFilter,

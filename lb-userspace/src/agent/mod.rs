@@ -14,6 +14,7 @@ pub mod kernel_side;
 mod look;
 mod membership;
 mod operator;
+mod ready;
 mod reload;
 mod start;
 pub mod status;

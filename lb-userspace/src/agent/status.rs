@@ -23,6 +23,7 @@ impl Agent {
                 let status = self.status()?;
                 Box::new(move |out| Ok(serde_json::to_writer(out, &status)?))
             }
+            Question::Ready => said(self.ready()?),
             Question::Backends => {
                 let (mut backends, listing) = (self.backends()?, self.listing());
                 Box::new(move |out| {
