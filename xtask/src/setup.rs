@@ -40,7 +40,7 @@ const COMPONENTS: [(&str, &str); 3] = [
 ];
 
 /// Programs that tests and the demo run, and the Debian package of each.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 14] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("nsenter", "util-linux"),
@@ -53,6 +53,8 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("nghttp", "nghttp2-client"),
     ("nginx", "nginx"),
     ("dnsmasq", "dnsmasq-base"),
+    ("keepalived", "keepalived"),
+    ("vtysh", "frr"),
 ];
 
 /// Unpacks wheels, and its Debian package; needed only while one of them is missing.
@@ -75,6 +77,9 @@ const KERNEL_PROGRAMS: [(&str, &str); 4] = [
 /// Programs of the benchmark, and the Debian package of each.
 const BENCH_PROGRAMS: [(&str, &str); 4] =
     [("haproxy", "haproxy"), ("iperf3", "iperf3"), ("python3", "python3"), ("cc", "gcc")];
+
+/// Packages that bring a service of the same name, which would start with the machine.
+const SERVICES: [&str; 4] = ["nginx", "haproxy", "keepalived", "frr"];
 
 /// nginx's `stream`, which is measured beside Headgate, and its Debian package.
 const NGINX_STREAM: (&str, &str) = ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
@@ -299,12 +304,9 @@ fn install_packages(packages: &[String]) -> Result<()> {
     if !status.success() {
         bail!("`{install}` failed: {status}");
     }
-    if brings_nginx(packages) {
-        println!("setup: nginx is for the tests only: its service is disabled");
-        run(Command::new("update-rc.d").args(["nginx", "disable"]))?;
-    }
-    if packages.iter().any(|package| package == "haproxy") {
-        run(Command::new("update-rc.d").args(["haproxy", "disable"]))?;
+    for service in SERVICES.into_iter().filter(|service| packages.iter().any(|package| package == service)) {
+        println!("setup: {service} is for the tests only: its service is disabled");
+        run(Command::new("update-rc.d").args([service, "disable"]))?;
     }
     Ok(())
 }
