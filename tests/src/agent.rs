@@ -126,7 +126,15 @@ impl Agent {
 
     /// What [`Agent::headgate`] runs.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = netns::command(&self.namespace, &self.binary);
+        let inside = self.command_inside(arguments);
+        let mut command = netns::command(&self.namespace, inside.get_program());
+        command.args(inside.get_args());
+        command
+    }
+
+    /// The same for somebody who is in the agent's namespace already.
+    pub fn command_inside(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
         command
             .args(arguments)
             .arg("--bpffs")

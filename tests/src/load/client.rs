@@ -10,8 +10,8 @@ use anyhow::Result;
 use super::{Ended, Shared};
 use crate::http::{Connection, Unanswered};
 
-/// Between two requests of one client, so that all of them together leave the machine some time for other things.
-const REST: Duration = Duration::from_millis(2);
+/// Between two requests of one client unless it is told otherwise, so that all of them together leave the machine some time for other things.
+pub(super) const REST: Duration = Duration::from_millis(2);
 
 /// One of them.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(super) struct Client {
     /// Requests that it makes on a connection.
     kept: u32,
     ended: Ended,
+    /// Between two requests.
+    rest: Duration,
     /// The connection that it keeps, and how many more requests that one may have.
     idle: Option<(Connection, u32)>,
     /// Its end of the last connection.
@@ -30,7 +32,12 @@ pub(super) struct Client {
 impl Client {
     /// Asks `address`, up to `kept` times on a connection.
     pub(super) fn new(shared: Arc<Shared>, address: SocketAddr, kept: u32, ended: Ended) -> Self {
-        Self { shared, address, kept, ended, idle: None, local: None }
+        Self { shared, address, kept, ended, rest: REST, idle: None, local: None }
+    }
+
+    /// The same with so long a rest between two requests.
+    pub(super) fn resting(self, rest: Duration) -> Self {
+        Self { rest, ..self }
     }
 
     /// One request after the other, until it is told to stop.
@@ -39,7 +46,7 @@ impl Client {
             let began = Instant::now();
             let answer = self.request();
             self.shared.record().note(began, self.local, answer);
-            std::thread::sleep(REST);
+            std::thread::sleep(self.rest);
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use self::client::Client;
+use self::client::{Client, REST};
 pub use self::record::{Failure, Record};
 use crate::netns::Namespace;
 
@@ -61,12 +61,23 @@ impl Load {
 
     /// The same with a rule for kept connections that end.
     pub fn start_with(host: &Namespace, address: SocketAddr, clients: Clients, ended: Ended) -> Result<Self> {
+        Self::start_paced(host, address, clients, ended, REST)
+    }
+
+    /// The same with so long a rest between two requests of a client.
+    pub fn start_paced(
+        host: &Namespace,
+        address: SocketAddr,
+        clients: Clients,
+        ended: Ended,
+        rest: Duration,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let mut load = Self { shared, clients: Vec::new() };
         let kinds = [(clients.held, u32::MAX), (clients.keep_alive, KEPT), (clients.one_shot, 1)];
         for kept in kinds.into_iter().flat_map(|(count, kept)| std::iter::repeat_n(kept, count)) {
             let shared = Arc::clone(&load.shared);
-            let client = Client::new(shared, address, kept, ended);
+            let client = Client::new(shared, address, kept, ended).resting(rest);
             // A thread begins in the namespace of the thread that starts it.
             load.clients.push(host.within(|| std::thread::spawn(move || client.ask()))?);
         }
