@@ -28,23 +28,21 @@ pub(crate) struct Options {
 
 /// As rustc names it.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "verbatim")]
 pub(crate) enum Arch {
-    #[allow(non_camel_case_types, reason = "the name on the command line")]
-    x86_64,
-    #[allow(non_camel_case_types, reason = "the name on the command line")]
-    aarch64,
+    #[value(name = "x86_64")]
+    X86_64,
+    Aarch64,
 }
 
 impl Arch {
     /// This machine's.
-    pub(crate) const OWN: Self = if cfg!(target_arch = "aarch64") { Self::aarch64 } else { Self::x86_64 };
+    pub(crate) const OWN: Self = if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 };
 
     /// As container tools name it.
     fn oci(self) -> &'static str {
         match self {
-            Self::x86_64 => "amd64",
-            Self::aarch64 => "arm64",
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
         }
     }
 
@@ -58,8 +56,8 @@ impl Arch {
     pub(crate) fn compiler(self) -> (&'static str, &'static str) {
         match self {
             own if own == Self::OWN => ("musl-gcc", "musl-tools"),
-            Self::x86_64 => ("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
-            Self::aarch64 => ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+            Self::X86_64 => ("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
+            Self::Aarch64 => ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
         }
     }
 }
@@ -67,8 +65,8 @@ impl Arch {
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::x86_64 => "x86_64",
-            Self::aarch64 => "aarch64",
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
         })
     }
 }

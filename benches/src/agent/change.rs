@@ -13,7 +13,7 @@ use lb_userspace::balancer::ClusterBalancer;
 use lb_userspace::config;
 use lb_userspace::datapath::object::Pins;
 use lb_userspace::endpoints::{Endpoints, Health};
-use lb_userspace::model::{Config, Discovery, Endpoint, Mode};
+use lb_userspace::model::{Config, Discovery, Endpoint, Locality, Mode};
 use lb_userspace::net::{self, Snapshot};
 
 use super::configuration::Size;
@@ -117,7 +117,7 @@ impl Agent {
             state_dir: PathBuf::new(),
             resolv_conf: PathBuf::new(),
             mode: None,
-            node: None,
+            locality: Locality::default(),
             leave_datapath: false,
         };
         let pins = OwnPins(Pins::new(&bpffs));
@@ -179,7 +179,7 @@ impl Agent {
         let cluster = &self.config.clusters[0];
         let member = self.endpoints.get_mut(&cluster.name, endpoint(FAILING)).context("no such endpoint")?;
         member.set_health(health, "", cluster, Instant::now());
-        self.endpoints.choose(cluster, None, Instant::now());
+        self.endpoints.choose(cluster, &Locality::default(), Instant::now());
         self.kernel.update_choice(&self.config, cluster, &self.endpoints, &self.network)
     }
 
@@ -187,7 +187,7 @@ impl Agent {
     fn set_endpoints(&mut self, all: &[Endpoint]) {
         let cluster = &self.config.clusters[0];
         self.endpoints.set(cluster, all, Instant::now());
-        self.endpoints.choose(cluster, None, Instant::now());
+        self.endpoints.choose(cluster, &Locality::default(), Instant::now());
         self.balancer.update(cluster, &self.endpoints);
     }
 
