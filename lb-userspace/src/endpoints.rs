@@ -97,7 +97,33 @@ impl Endpoints {
             members.insert(address, Member::new(endpoint.clone(), self.next_id, cluster, first, now));
             moved.push((address, true));
         }
+        // It has only come late: what an earlier agent left of its connections goes on.
+        if let Some(left) = self.clusters.get_mut("") {
+            for (address, _) in moved.iter().filter(|(_, came)| *came) {
+                if let Some(out) = left.get_mut(address).and_then(|member| member.removed.as_mut()) {
+                    out.cut = None;
+                }
+            }
+        }
         moved
+    }
+
+    /// Has endpoints leave that are to, whatever their health check says: those of them that stayed for that alone.
+    pub fn dismiss(
+        &mut self,
+        cluster: &Cluster,
+        leaving: impl Iterator<Item = SocketAddr>,
+        now: Instant,
+    ) -> Vec<SocketAddr> {
+        let Some(members) = self.clusters.get_mut(&cluster.name) else { return Vec::new() };
+        let mut dismissed = Vec::new();
+        for address in leaving {
+            if let Some(member) = members.get_mut(&address).filter(|member| member.leaving) {
+                member.remove(cluster.on_removed, cluster.drain_timeout, now);
+                dismissed.push(address);
+            }
+        }
+        dismissed
     }
 
     /// Has an endpoint leave that has left discovery, and whose health check does not pass any more.
@@ -158,12 +184,13 @@ impl Endpoints {
     /// runs.
     pub fn choose(&mut self, cluster: &Cluster, here: &Locality, now: Instant) -> Choice {
         let Some(members) = self.clusters.get_mut(&cluster.name) else { return Choice::default() };
-        // Nothing is known of those that were not asked yet or were never ready, which is still better than nothing good.
+        // Nothing is known of those that were not asked yet, and nothing good of those that are not ready, which is still
+        // better than nothing.
         let may_take = |member: &Member| member.state() != State::Draining;
         let any_healthy = members.values().any(|member| member.state() == State::Healthy);
         let candidates: Vec<Candidate<SocketAddr>> = members
             .iter()
-            .filter(|(_, member)| may_take(member) && (!member.is_pending() || !any_healthy))
+            .filter(|(_, member)| may_take(member) && (!member.is_last_resort() || !any_healthy))
             .map(|(address, member)| Candidate {
                 key: *address,
                 weight: member.endpoint.weight,

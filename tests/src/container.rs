@@ -23,6 +23,9 @@ use crate::topology::Topology;
 const CAPABILITIES: [&str; 5] =
     ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_PERFMON"];
 
+/// How the node's BPF file system gets to where the agent looks for it.
+const MOUNTED: [&str; 2] = ["--bind", BPFFS];
+
 /// An image that `cargo xtask image` made, unpacked.
 #[derive(Debug)]
 pub struct Image {
@@ -82,14 +85,14 @@ pub struct Container {
 impl Container {
     /// Starts the image's command with more arguments in the node's network. Of the node's file systems it sees bpffs, the
     /// run directory and the configuration; `options` of bwrap may add to that. It has no environment but what these set.
-    fn start(image: &Image, node: &Node, options: &[OsString]) -> Result<Self> {
+    fn start(image: &Image, node: &Node, bpffs: &[&str], options: &[OsString]) -> Result<Self> {
         ensure_bpffs()?;
         let log = image.directory.join("log");
         let output = File::options().create(true).append(true).open(&log)?;
         let [run, config] = ["run", "config"].map(|name| node.directory.join(name));
         let mut command = netns::command(&node.namespace, "bwrap");
         command.arg("--ro-bind").arg(image.root()).arg("/").args(["--proc", "/proc", "--dev", "/dev"]);
-        command.args(["--ro-bind", "/sys", "/sys", "--bind", BPFFS, "/sys/fs/bpf"]);
+        command.args(["--ro-bind", "/sys", "/sys"]).args(bpffs).arg("/sys/fs/bpf");
         command.arg("--bind").arg(run).arg("/run/headgate").arg("--ro-bind").arg(config).arg("/etc/headgate");
         command.arg("--clearenv").args(options);
         command.args(["--remount-ro", "/", "--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts"]);
@@ -166,7 +169,12 @@ impl Node {
 
     /// Starts the image on it.
     pub fn start(&self, image: &Image) -> Result<Container> {
-        Container::start(image, self, &[])
+        Container::start(image, self, &MOUNTED, &[])
+    }
+
+    /// The same where nobody has mounted the BPF file system.
+    pub fn start_without_bpffs(&self, image: &Image) -> Result<Container> {
+        Container::start(image, self, &["--tmpfs"], &[])
     }
 
     /// The same with what a pod has of its service account.
@@ -177,7 +185,7 @@ impl Node {
         for (name, value) in account.environment() {
             options.extend(["--setenv".into(), name.into(), value.into()]);
         }
-        Container::start(image, self, &options)
+        Container::start(image, self, &MOUNTED, &options)
     }
 
     /// A command of the agent's own build, which finds the container by what they share; its stdout.

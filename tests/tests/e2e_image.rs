@@ -12,6 +12,7 @@ use anyhow::{Result, ensure};
 use lb_tests::agent::config;
 use lb_tests::cmd::wait_for;
 use lb_tests::container::{Container, Image, Node};
+use lb_tests::http::sequential;
 use lb_tests::netns::Namespace;
 use lb_tests::payload::Payload;
 use lb_tests::scenario::{Setup, start_nginx, transfer};
@@ -81,6 +82,24 @@ fn the_image_serves(setup: Setup) {
     wait_ready(&topology.lb, &mut next).unwrap();
     transfer(&topology.client, &nginx, Family::V4.vip(), &payload).unwrap();
     next.terminate().unwrap();
+}
+
+/// The proxy serves, and one line says why.
+#[test]
+fn without_a_bpf_file_system_the_proxy_serves() {
+    let topology = Topology::new(&Setup::Proxy.options()).unwrap();
+    let _nginx = start_nginx(&topology, None).unwrap();
+    let image = Image::unpack(&topology.name).unwrap();
+    let config = format!("admin: {{ address: {ADMIN} }}\n{}", config("auto", &topology));
+    let node = Node::new(&topology, &config).unwrap();
+    let mut container = node.start_without_bpffs(&image).unwrap();
+    wait_ready(&topology.lb, &mut container).unwrap();
+    sequential(&topology.client, Family::V4.vip(), 9).unwrap().require(9).unwrap();
+    let log = container.log();
+    let why: Vec<&str> = log.lines().filter(|line| line.contains("/sys/fs/bpf")).collect();
+    assert_eq!(why.len(), 1, "{log}");
+    println!("{}", why[0]);
+    container.terminate().unwrap();
 }
 
 fn wait_ready(lb: &Namespace, container: &mut Container) -> Result<()> {

@@ -26,8 +26,8 @@ const BUILD: &str = "build";
 const TIMELINES: [&str; 4] = ["e2e_day", "e2e_ecmp", "e2e_timeline", "e2e_vip"];
 /// Suites that mostly wait for timeouts: some of their tests at a time, each in namespaces of its own.
 const WAITING: [&str; 4] = ["e2e_access_log", "e2e_health", "e2e_kubernetes", "e2e_limits"];
-/// The step that builds the container image, and the suite that starts it.
-const IMAGE: (&str, &str) = ("image", "e2e_image");
+/// The step that builds the container image, and the suites that start it.
+const IMAGE: (&str, [&str; 2]) = ("image", ["e2e_image", "e2e_kubernetes"]);
 /// The step that boots other kernels.
 const KERNELS: &str = "kernels";
 
@@ -309,7 +309,7 @@ fn chosen(steps: Vec<Step>, options: &Options) -> Result<Vec<Step>> {
         options.filters.is_empty() || options.filters.iter().any(|filter| step.name.contains(filter))
     };
     let any_suite = steps.iter().any(|step| step.root && wanted(step));
-    let of_image = steps.iter().any(|step| step.name == IMAGE.1 && wanted(step));
+    let of_image = steps.iter().any(|step| IMAGE.1.contains(&step.name.as_str()) && wanted(step));
     let brought = |step: &Step| any_suite && step.name == BUILD || of_image && step.name == IMAGE.0;
     Ok(steps.into_iter().filter(|step| wanted(step) || brought(step)).collect())
 }

@@ -10,7 +10,7 @@ use crate::agent::Agent;
 use crate::balancer::ClusterBalancer;
 use crate::discovery::{Event, Update};
 use crate::endpoints::{Endpoints, Health, Name, Readiness, State};
-use crate::model::{Cluster, Discovery as Source};
+use crate::model::{Cluster, Discovery as Source, Endpoint};
 use crate::net;
 
 /// No endpoint of the cluster.
@@ -47,14 +47,24 @@ impl Agent {
         let now = Instant::now();
         let before: BTreeMap<SocketAddr, State> =
             self.endpoints.of(&cluster.name).map(|(address, member)| (address, member.state())).collect();
-        let moved = match &cluster.discovery {
+        let there = self.endpoints.of(&cluster.name).filter(|(_, member)| member.removed.is_none());
+        let there: Vec<Endpoint> = there.map(|(_, member)| member.endpoint.clone()).collect();
+        let mut moved = match &cluster.discovery {
             Source::Static(endpoints) => self.endpoints.set(cluster, endpoints, now),
             // Before the first answer, those of an earlier configuration are better than none.
             _ => match self.discovery.endpoints(&cluster.name) {
+                // Those that are there, of the source before, are newer than what was saved of this one.
+                Some(_) if self.discovery.is_saved(&cluster.name) && !there.is_empty() => {
+                    self.endpoints.set(cluster, &there, now)
+                }
                 Some(endpoints) => self.endpoints.set(cluster, endpoints, now),
                 None => Vec::new(),
             },
         };
+        let leaving = self.discovery.leaving(&cluster.name);
+        moved.extend(
+            self.endpoints.dismiss(cluster, leaving, now).into_iter().map(|address| (address, false)),
+        );
         if !moved.is_empty() {
             *self.changes.membership.entry(cluster.name.clone()).or_default() += 1;
         }

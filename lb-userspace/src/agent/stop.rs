@@ -30,8 +30,9 @@ impl Agent {
         self.unlink_counts();
         // From here on another agent may take the place.
         drop(admin);
-        if self.options.leave_datapath && self.kernel.is_some() {
-            log::info!("leaving programs and flows to the next agent");
+        // Without a datapath there is nobody who serves while it waits, and its successor cannot begin.
+        if self.options.leave_datapath {
+            log::info!("leaving the ports, and programs and flows if there are any, to the next agent");
             self.connections.logs.close(LAST_LINES);
             return Ok(());
         }

@@ -23,6 +23,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ use serde::Serialize;
 use self::dns::Dns;
 pub use self::event::Event;
 use self::feed::Feeds;
+use self::phase::Phase;
 use self::resolv_conf::ResolvConfFile;
 use self::resolver::Resolver;
 use crate::model::{Cluster, Endpoint};
@@ -115,6 +117,16 @@ impl Discovery {
     /// nothing was saved.
     pub fn endpoints(&self, cluster: &str) -> Option<&[Endpoint]> {
         self.dns.endpoints(cluster).or_else(|| self.feeds.endpoints(cluster))
+    }
+
+    /// Whether the endpoints of a cluster are of an earlier run or configuration.
+    pub fn is_saved(&self, cluster: &str) -> bool {
+        self.status(cluster).is_some_and(|status| status.state == Phase::Saved.as_str())
+    }
+
+    /// Addresses that are not among the endpoints of a cluster since its source says that they are to leave.
+    pub fn leaving(&self, cluster: &str) -> impl Iterator<Item = SocketAddr> {
+        self.feeds.leaving(cluster)
     }
 
     /// How the discovery of a cluster stands; `None` if its endpoints stand in the configuration.

@@ -134,7 +134,8 @@ impl Member {
                 "discovered"
             }
             .into(),
-            in_service: (!first).then_some(now),
+            // One that is not ready begins later than its cluster.
+            in_service: (!first || !ready).then_some(now),
             share: None,
         }
     }
@@ -179,8 +180,13 @@ impl Member {
     }
 
     /// Nobody knows yet whether it takes connections.
-    pub fn is_pending(&self) -> bool {
+    fn is_pending(&self) -> bool {
         self.health == Health::Pending || self.readiness == Readiness::NotYet
+    }
+
+    /// Not to be tried, panic or not, as long as another one is healthy.
+    pub fn is_last_resort(&self) -> bool {
+        self.health == Health::Pending || self.readiness != Readiness::Ready
     }
 
     /// The connections that are older than this are to be reset by `now`.
@@ -268,7 +274,13 @@ impl Member {
             self.unfit = Some(Out::new(cluster.on_unhealthy, cluster.drain_timeout, false, now));
         }
         let state = self.state();
-        if state == before && !(was_pending && state == State::Unhealthy) {
+        // What its health check says is no reason while another one stands.
+        let why = match self.readiness {
+            Readiness::NotYet if !is_failing => "not ready yet",
+            Readiness::Lost if !matches!(self.health, Health::Failing { .. }) => "not ready any more",
+            _ => why,
+        };
+        if state == before && (state != State::Unhealthy || !was_pending || *self.why == *why) {
             return false;
         }
         // What ended the one state is not why it has the other.

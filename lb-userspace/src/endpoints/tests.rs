@@ -353,3 +353,43 @@ fn a_cluster_of_no_configuration_goes() {
     assert_eq!(left, [(("b".to_owned(), address(2)), State::Healthy)]);
     assert_eq!(endpoints.take_drained(start + GRACE, |_, _| false).len(), 1);
 }
+
+/// An EDS file's DRAINING, a pod that terminates: no health check keeps it.
+#[test]
+fn one_that_is_told_to_leave_leaves_though_its_health_check_passes() {
+    let start = Instant::now();
+    let a = Cluster { keep_while_healthy: true, ..checked("a") };
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &hosts(1..=2), start);
+    pass(&mut endpoints, &a, 1, start);
+    pass(&mut endpoints, &a, 2, start);
+    assert_eq!(endpoints.set(&a, &[], start), [], "both pass");
+    assert_eq!(endpoints.dismiss(&a, [address(1), address(3)].into_iter(), start), [address(1)]);
+    assert_eq!(chosen(&mut endpoints, &a, start), [(address(2), 1)]);
+    assert_eq!(endpoints.get("a", address(1)).unwrap().state(), State::Draining);
+    assert_eq!(endpoints.dismiss(&a, [address(1)].into_iter(), start), [], "once");
+}
+
+#[test]
+fn what_an_earlier_agent_left_goes_on_where_its_endpoint_comes_late() {
+    let start = Instant::now();
+    let a = cluster("a");
+    let mut endpoints = Endpoints::default();
+    for host in [1, 2] {
+        endpoints.adopt_draining(address(host), Some(Duration::from_secs(60)), start);
+    }
+    endpoints.set(&a, &hosts(1..=1), start);
+    let cut = |host| endpoints.get("", address(host)).unwrap().cut();
+    assert_eq!((cut(1), cut(2)), (None, Some(start + Duration::from_secs(60))));
+}
+
+/// The kubelet's probe may fail where our own passes.
+#[test]
+fn a_good_probe_is_no_reason_to_be_unhealthy() {
+    let start = Instant::now();
+    let a = checked("a");
+    let mut endpoints = Endpoints::default();
+    endpoints.set(&a, &[Endpoint { ready: false, ..endpoint(1) }], start);
+    pass(&mut endpoints, &a, 1, start);
+    assert_eq!(&*endpoints.get("a", address(1)).unwrap().why, "not ready yet");
+}

@@ -144,3 +144,19 @@ impl Tally {
         self.listener.add(counter);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_common::Reason;
+
+    use super::*;
+
+    /// Whoever sees a counter grow finds there what to do.
+    #[test]
+    fn the_operators_page_has_every_counter() {
+        let page = include_str!("../../../docs/operations.md");
+        let names = Reason::ALL.iter().map(|reason| reason.name()).chain(Counter::ALL.map(Counter::name));
+        let missing: Vec<&str> = names.filter(|name| !page.contains(&format!("`{name}`"))).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+}

@@ -117,7 +117,7 @@ fn keys_that_are_missing_or_of_another_type() {
     let found = foreign("hosts: [\"10.0.0.1:80\"], refresh_rate: 5s");
     let messages: Vec<&str> = found.iter().map(|error| error.message.as_str()).collect();
     let expected = [
-        "belongs to type: static, strict_dns and logical_dns: remove the key, or change the type",
+        "belongs to type: static: remove the key, or change the type",
         "belongs to type: strict_dns: remove the key, or change the type",
     ];
     assert_eq!(messages, expected);

@@ -1,12 +1,13 @@
 //! Endpoints from sources that tell by themselves: each is a task that reports whole sets of endpoints, or why it cannot.
 //!
 //! `state` decides what a report means. The last good endpoints are kept in `endpoints.json` of the state directory, by the
-//! cluster's name: `{source, endpoints: [{address, weight, priority, node, zone}]}`.
+//! cluster's name: `{source, endpoints: [{address, weight, priority, node, zone,
+//! ready, probe: {port, address, host, skip}}]}`.
 
 mod state;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use self::state::{State, Step};
 use super::resolver::Resolver;
 use super::saved::{self, Saver};
 use super::{ClusterDiscovery, RefreshCounts, Update, file, kubernetes, phase, srv};
-use crate::model::{Cluster, Discovery, Endpoint, KubernetesPort};
+use crate::model::{Cluster, Discovery, Endpoint, KubernetesPort, ProbePlace};
 
 const FILE: &str = "endpoints.json";
 /// Reports that wait to be absorbed; a source waits, too, when there are more.
@@ -89,6 +90,8 @@ pub(super) struct Feeds {
 struct Fed {
     /// Where from.
     settings: Discovery,
+    /// Whose the endpoints are, until another source has answered.
+    source: String,
     id: u64,
     task: AbortHandle,
     state: State,
@@ -112,6 +115,17 @@ struct SavedEndpoint {
     priority: u32,
     node: Option<String>,
     zone: Option<String>,
+    ready: bool,
+    probe: SavedProbe,
+}
+
+/// See [`ProbePlace`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct SavedProbe {
+    port: Option<u16>,
+    address: Option<IpAddr>,
+    host: Option<String>,
+    skip: bool,
 }
 
 impl Feeds {
@@ -150,7 +164,7 @@ impl Feeds {
             let Some(fed) = self.clusters.remove(&name) else { continue };
             fed.task.abort();
             self.tasks.remove(&fed.task.id());
-            if self.saved.len() == MAX_PARKED {
+            while self.saved.len() >= MAX_PARKED {
                 self.saved.pop_first();
             }
             let origin = format!("the last known of cluster {name}");
@@ -178,6 +192,7 @@ impl Feeds {
         let (id, task) = self.spawn(name, settings, Duration::ZERO);
         let fed = Fed {
             settings: settings.clone(),
+            source: source_of(settings).unwrap_or_default(),
             id,
             task,
             state,
@@ -231,6 +246,7 @@ impl Feeds {
         counts.attempts += 1;
         match &report {
             Report::Endpoints { endpoints, .. } => {
+                fed.source = source_of(&fed.settings).unwrap_or_default();
                 counts.answered += 1;
                 counts.empty += u64::from(endpoints.is_empty());
             }
@@ -280,6 +296,13 @@ impl Feeds {
         state.is_known().then(|| state.endpoints())
     }
 
+    /// See [`Discovery::leaving`](super::Discovery::leaving).
+    pub(super) fn leaving(&self, cluster: &str) -> impl Iterator<Item = SocketAddr> {
+        // SRV records are there or not, and say no more.
+        let fed = self.clusters.get(cluster).filter(|fed| !matches!(fed.settings, Discovery::Srv(_)));
+        fed.into_iter().flat_map(|fed| fed.state.left.iter().copied())
+    }
+
     pub(super) fn status(&self, cluster: &str) -> Option<ClusterDiscovery> {
         let state = &self.clusters.get(cluster)?.state;
         let (phase, why) = state.phase();
@@ -305,9 +328,8 @@ impl Feeds {
 
 impl Fed {
     fn to_save(&self) -> SavedCluster {
-        let endpoints = self.state.endpoints().iter().filter(|endpoint| endpoint.ready);
-        let endpoints = endpoints.map(SavedEndpoint::from).collect();
-        SavedCluster { source: source_of(&self.settings).unwrap_or_default(), endpoints }
+        let endpoints = self.state.endpoints().iter().map(SavedEndpoint::from).collect();
+        SavedCluster { source: self.source.clone(), endpoints }
     }
 }
 
@@ -319,17 +341,30 @@ impl From<&Endpoint> for SavedEndpoint {
             priority: endpoint.priority,
             node: endpoint.node.as_deref().map(str::to_owned),
             zone: endpoint.zone.as_deref().map(str::to_owned),
+            ready: endpoint.ready,
+            probe: SavedProbe {
+                port: endpoint.probe.port,
+                address: endpoint.probe.address,
+                host: endpoint.probe.host.as_deref().map(str::to_owned),
+                skip: endpoint.probe.skip,
+            },
         }
     }
 }
 
 impl From<SavedEndpoint> for Endpoint {
-    /// Only those are saved that were ready.
     fn from(saved: SavedEndpoint) -> Self {
         Self {
             priority: saved.priority,
             node: saved.node.map(Arc::from),
             zone: saved.zone.map(Arc::from),
+            ready: saved.ready,
+            probe: ProbePlace {
+                port: saved.probe.port,
+                address: saved.probe.address,
+                host: saved.probe.host.map(Arc::from),
+                skip: saved.probe.skip,
+            },
             ..Self::new(saved.address, saved.weight.clamp(1, 256))
         }
     }
@@ -346,7 +381,10 @@ fn source_of(discovery: &Discovery) -> Option<String> {
                 Some(KubernetesPort::Name(name)) => format!(", port {name}"),
                 Some(KubernetesPort::Number(number)) => format!(", port {number}"),
             };
-            Some(format!("Service {}/{}{port}", of.namespace, of.service))
+            let of_file = of.kubeconfig.as_ref().map(|path| format!(", by {}", path.display()));
+            let context = of.context.as_ref().map(|name| format!(", context {name}"));
+            let [of_file, context] = [of_file, context].map(Option::unwrap_or_default);
+            Some(format!("Service {}/{}{port}{of_file}{context}", of.namespace, of.service))
         }
         Discovery::File(file) => Some(format!("file {}, {}", file.path.display(), file.cluster_name)),
     }

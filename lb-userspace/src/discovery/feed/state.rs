@@ -27,6 +27,8 @@ pub(super) struct State {
     origin: Option<String>,
     refused: BTreeSet<SocketAddr>,
     cut: bool,
+    /// Of the last answer: of what it gave a reason for leaving.
+    pub(super) left: BTreeSet<SocketAddr>,
     pub(super) last_answer: Option<Duration>,
     pub(super) last_failure: Option<String>,
 }
@@ -48,6 +50,7 @@ impl State {
             origin: None,
             refused: BTreeSet::new(),
             cut: false,
+            left: BTreeSet::new(),
             last_answer: None,
             last_failure: None,
         }
@@ -71,6 +74,7 @@ impl State {
             Report::Endpoints { endpoints, left, why } => {
                 (self.last_answer, self.origin) = (Some(now), None);
                 let mut step = self.set(endpoints, &left, &why);
+                self.left = left.into_keys().collect();
                 // How many there are is no news of the cluster, unlike what else is said of them.
                 let is_news = std::mem::replace(&mut self.said, why.clone()) != why;
                 let count = self.endpoints.len();
