@@ -22,8 +22,10 @@ use crate::{
 
 /// The step that makes `target/release/headgate`, which the suites start.
 const BUILD: &str = "build";
-/// The suites that print a timeline of what happens to a cluster and its node under load: always shown, too.
-const TIMELINES: [&str; 4] = ["e2e_day", "e2e_ecmp", "e2e_timeline", "e2e_vip"];
+/// The suites that print a timeline of what happens to a cluster and its nodes under load, or how long something took:
+/// always shown, too.
+const TIMELINES: [&str; 7] =
+    ["e2e_day", "e2e_ecmp", "e2e_image", "e2e_kubernetes", "e2e_takeover", "e2e_timeline", "e2e_vip"];
 /// Suites that mostly wait for timeouts: some of their tests at a time, each in namespaces of its own.
 const WAITING: [&str; 4] = ["e2e_access_log", "e2e_health", "e2e_kubernetes", "e2e_limits"];
 /// The step that builds the container image, and the suites that start it.
