@@ -134,7 +134,10 @@ fn binary(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
         &target,
     ]);
     if arch != Arch::OWN {
-        cargo.env(format!("CC_{}", target.replace('-', "_")), arch.compiler().0);
+        let name = target.replace('-', "_");
+        cargo.env(format!("CC_{name}"), arch.compiler().0);
+        // ring, whose assembly it is for, does without a libc then, of which there is none for that target.
+        cargo.env(format!("CFLAGS_{name}"), "-ffreestanding -DRING_CORE_NOSTDLIBINC=1");
         // The toolchain brings what a static program is linked from, and a linker for all architectures.
         cargo.env(variable("CARGO_TARGET", "_LINKER"), "rust-lld");
     }
