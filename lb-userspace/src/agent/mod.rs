@@ -339,8 +339,8 @@ impl Agent {
     }
 
     fn summary(&self) -> String {
-        match (&self.kernel, &self.no_kernel) {
-            (Some(kernel), _) => {
+        match &self.kernel {
+            Some(kernel) => {
                 let rungs: Vec<String> = kernel
                     .interfaces
                     .list()
@@ -349,8 +349,8 @@ impl Agent {
                     .collect();
                 format!("{}, proxy behind", rungs.join(", "))
             }
-            (None, Some(why)) => format!("proxy alone, {why}"),
-            (None, None) => "proxy alone".into(),
+            // Why was said when it turned out.
+            None => "proxy alone".into(),
         }
     }
 }
